@@ -12,12 +12,13 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint};
+use clap::{Args, FromArgMatches, Parser, Subcommand, ValueHint};
 use rustix::process::Pid;
 
 use crate::lease::OnLost;
 use crate::lock::staleness::Orphans;
 use crate::logging::LogArgs;
+use crate::record::mode::MAX_SLOTS;
 use crate::store::address::StoreUrl;
 use crate::store::engines;
 use crate::values;
@@ -57,15 +58,7 @@ impl Cli {
             Some("once") => Self::parse_only(Command::Once),
             _ => None,
         };
-        only.map_or_else(Self::parse_all, Ok)
-    }
-
-    fn parse_all() -> Result<Self, clap::Error> {
-        let mut program = Self::command();
-        let matches = program.try_get_matches_from_mut(std::env::args_os());
-        matches
-            .and_then(|mut matches| Self::from_arg_matches_mut(&mut matches))
-            .map_err(|error| error.format(&mut program))
+        only.map_or_else(Self::try_parse, Ok)
     }
 
     /// Drops nothing: that would take a tenth of the time of a start.
@@ -235,7 +228,7 @@ pub struct WaitingArgs {
 pub struct RequestArgs {
     /// Allow up to N holders at once; all users of the lock should give the same number [env:
     /// SERIALIZER_SLOTS] [default: 1]
-    #[arg(long, value_name = "N", value_parser = values::parse_slots)]
+    #[arg(long, value_name = "N", value_parser = values::parse_positive::<MAX_SLOTS>)]
     #[arg(allow_negative_numbers = true)]
     pub slots: Option<NonZeroU32>,
     /// Share the lock with other `--shared` holders, but not with exclusive ones

@@ -15,13 +15,13 @@ use crate::lease::OnLost;
 use crate::lock::Request;
 use crate::lock::staleness::Orphans;
 use crate::lock::waiting::Waiting;
-use crate::record::mode::Mode;
+use crate::record::mode::{MAX_SLOTS, Mode};
 use crate::record::run::Rule;
 use crate::store::Location;
 use crate::sys::local_time::named_zone;
 use crate::sys::text;
 use crate::values::{
-    parse_duration, parse_max_attempts, parse_owner_pid, parse_sleep_seconds, parse_slots,
+    parse_duration, parse_max_attempts, parse_owner_pid, parse_positive, parse_sleep_seconds,
     parse_word,
 };
 pub use places::{ANY, lock_file_at, project, state_directory};
@@ -79,7 +79,7 @@ impl Environment {
             self.resolve(None, "MAX_ATTEMPTS", parse_max_attempts).map(drop),
             self.resolve(None, "SLEEP_SECONDS", parse_sleep_seconds).map(drop),
             self.resolve(None, "TIMEOUT", parse_duration).map(drop),
-            self.resolve(None, "SLOTS", parse_slots).map(drop),
+            self.resolve(None, "SLOTS", parse_positive::<MAX_SLOTS>).map(drop),
             self.owner_pid(None).map(drop),
             self.orphans(None).map(drop),
             self.on_lost(None, OnLost::Warn).map(drop),
@@ -112,7 +112,8 @@ impl Environment {
         let mode = if args.shared {
             Mode::Shared
         } else {
-            self.resolve(args.slots, "SLOTS", parse_slots)?.map_or(Mode::EXCLUSIVE, Mode::Slots)
+            self.resolve(args.slots, "SLOTS", parse_positive::<MAX_SLOTS>)?
+                .map_or(Mode::EXCLUSIVE, Mode::Slots)
         };
         let lease = location.is_shared().then(|| self.lease(place)).transpose()?;
         if lease.is_none() && self.is_set("LEASE_SECONDS") {

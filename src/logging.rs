@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::layer::SubscriberExt;
@@ -55,7 +55,7 @@ pub fn hint(hint: &str) -> String {
 }
 
 /// Whether Meltano has started this process, or one above it.
-fn is_in_meltano() -> bool {
+pub fn is_in_meltano() -> bool {
     variable("MELTANO_PROJECT_ROOT").is_some()
 }
 
@@ -78,10 +78,7 @@ pub fn start(args: &LogArgs) {
         .event_format(format)
         .finish()
         // The reports of libraries are for their developers, and may hold secrets.
-        .with(
-            filter_fn(|metadata| metadata.target().starts_with(env!("CARGO_CRATE_NAME")))
-                .with_max_level_hint(level),
-        );
+        .with(Targets::new().with_target(env!("CARGO_CRATE_NAME"), level));
     // Fails only if it was started before; then that one reports.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }

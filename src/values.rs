@@ -13,7 +13,6 @@ use jiff::{Span, SpanRelativeTo, Timestamp};
 use rustix::process::Pid;
 use sha2::{Digest, Sha256};
 
-use crate::record::mode::MAX_SLOTS;
 use crate::sys::local_time::zone;
 use crate::sys::{process, text};
 
@@ -30,22 +29,15 @@ fn parse_number(text: &str, max: u32) -> Option<u32> {
     text.trim().parse().ok().filter(|number| is_plain && *number <= max)
 }
 
-fn parse_positive(text: &str, max: u32) -> Result<NonZeroU32, String> {
-    let number = parse_number(text, max).and_then(NonZeroU32::new);
-    expected(number, format!("a whole number from 1 to {max}"))
+/// A whole number from 1 to `MAX`.
+pub fn parse_positive<const MAX: u32>(text: &str) -> Result<NonZeroU32, String> {
+    let number = parse_number(text, MAX).and_then(NonZeroU32::new);
+    expected(number, format!("a whole number from 1 to {MAX}"))
 }
 
 pub fn parse_max_attempts(text: &str) -> Result<u32, String> {
     let max = u32::MAX;
     expected(parse_number(text, max), format!("a whole number from 0 (try for ever) to {max}"))
-}
-
-pub fn parse_tries(text: &str) -> Result<NonZeroU32, String> {
-    parse_positive(text, u32::MAX)
-}
-
-pub fn parse_slots(text: &str) -> Result<NonZeroU32, String> {
-    parse_positive(text, MAX_SLOTS)
 }
 
 /// A number of seconds. Rust also reads `inf`, `nan`, `1e3` and `+1`.

@@ -98,8 +98,8 @@ pub struct RuleArgs {
     #[arg(long, value_name = "DURATION", requires = "once", value_parser = values::parse_duration)]
     pub valid_for: Option<Duration>,
     /// Give the key up after N runs without success [default: never]
-    #[arg(long, value_name = "N", requires = "once", value_parser = values::parse_tries)]
-    #[arg(allow_negative_numbers = true, hide_short_help = true)]
+    #[arg(long, value_name = "N", requires = "once", hide_short_help = true)]
+    #[arg(allow_negative_numbers = true, value_parser = values::parse_positive::<{ u32::MAX }>)]
     pub tries: Option<NonZeroU32>,
     /// After an interrupted run (its process or host has died): `rerun`, or `stop` and give the key
     /// up [default: rerun]

@@ -256,9 +256,15 @@ fn meltano(environment: &Environment) -> Vec<Value> {
     all.push(match read(&file).map(|text| text.contains("name: dbtmutex")) {
         Err(error) => unreadable(&file, error),
         Ok(has_plugin) => {
-            let hint = if has_plugin { "" } else { "`serializer plugin` prints its definition" };
-            let plugin = if has_plugin { "with" } else { "without" };
-            let value = format!("{}, {plugin} the plugin `dbtmutex`", text::path(&file));
+            let (with, more, hint) = match has_plugin {
+                false => ("without", "", "`serializer plugin` prints its definition"),
+                true if logging::is_in_meltano() => ("with", "", ""),
+                true => {
+                    let hint = "`meltano invoke dbtmutex:doctor` sees them";
+                    ("with", "; its settings are not seen here", hint)
+                }
+            };
+            let value = format!("{}, {with} the plugin `dbtmutex`{more}", text::path(&file));
             check("project", "ok", value, hint)
         }
     });

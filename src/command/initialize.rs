@@ -34,7 +34,9 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
     };
     let probe = lock.sibling(Key::lock(probe.as_ref()));
     let mut register = Register::open(&probe)?;
-    register.verify_conditional_writes()?;
+    // The whole place is at fault, not this name, which users do not know.
+    let at_place = |failure| store::Error { location: Some(lock.shown_place()), ..failure };
+    register.verify_conditional_writes().map_err(at_place)?;
     let tried = try_out(&mut register, Record::of(vec![entry]).as_ref());
     if let Location::File(directory, key) = &probe {
         if tried.is_err() {

@@ -1,7 +1,7 @@
 //! What is shown while a lock is waited for: one live line, or a line in a log from time to time.
 
 use std::env::var;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use crate::lock::holder::held;
@@ -56,7 +56,6 @@ impl Progress {
             waiting: *waiting,
             is_live: may_draw
                 && logging::shows_progress()
-                && io::stderr().is_terminal()
                 && is_in_foreground()
                 && tracing::enabled!(tracing::Level::INFO),
             is_drawn: false,
@@ -149,7 +148,7 @@ pub fn ordinal(number: usize) -> String {
     format!("{number}{end}")
 }
 
-/// A background job must not draw over what is typed.
+/// Whether stderr is a terminal. A background job must not draw over what is typed.
 fn is_in_foreground() -> bool {
     rustix::termios::tcgetpgrp(io::stderr())
         .is_ok_and(|foreground| foreground.as_raw_pid() == nix::unistd::getpgrp().as_raw())

@@ -114,9 +114,8 @@ fn look<'a>(args: &'a StatusArgs, environment: &'a Environment) -> Result<Report
     let heading =
         Some(heading).filter(|it| all.iter().all(|location| location.shown_place() == *it));
     let mut report =
-        Report { args, environment, view, rows: Vec::new(), heading, is_in_full, failure: None };
+        Report { args, environment, view, rows: Vec::new(), heading, is_in_full, failure };
     report.add(&all, &named)?;
-    report.failure = failure.or(report.failure);
     Ok(report)
 }
 

@@ -139,7 +139,7 @@ impl Register {
     /// Checks that the store refuses a write on a false condition, on a lock that is not in use.
     pub fn verify_conditional_writes(&mut self) -> Result<(), Error> {
         self.ask(|store, key| store.verify_conditional_writes(key))
-            .map_err(|failure| self.error("use the lock", failure))
+            .map_err(|failure| self.error("use", failure))
     }
 
     /// The version of the state that was read last, whether something is stored in it or not.

@@ -106,10 +106,13 @@ fn each_setting_that_determines_the_lock_is_named() {
         let (_, report) = examined(command.envs(variables.iter().copied()).args(args));
         assert!(line(&report, "why").contains(expected), "{expected}: {report:#}");
     }
+    let (_, report) = examined(doctor(&locks).env("MELTANO_PROJECT_ROOT", root));
+    assert!(lines(&report, "project")[0].ends_with("with the plugin `dbtmutex` → "), "{report:#}");
     // Started in the project, but not by Meltano, which alone reads the file.
     let (code, report) = examined(doctor(&locks).current_dir(project.dir()));
     let [project, dotenv] = &lines(&report, "project")[..] else { panic!("{report:#}") };
-    assert!(code == 0 && project.contains("with the plugin `dbtmutex`"), "{report:#}");
+    assert!(code == 0 && project.contains("with the plugin `dbtmutex`; its settings are not"));
+    assert!(project.ends_with("→ `meltano invoke dbtmutex:doctor` sees them"), "{project}");
     assert!(dotenv.starts_with("warning `.env` sets `SERIALIZER_FILE_NAME` for Meltano only"));
 }
 

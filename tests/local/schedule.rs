@@ -149,6 +149,18 @@ fn a_scheduler_that_is_to_end_begins_nothing_and_waits_for_what_runs() {
 }
 
 #[test]
+fn a_scheduler_without_running_tasks_says_which_signal_has_ended_it() {
+    let tasks = tasks("tasks.a = { every = '1000h', run = 'true' }\n");
+    for (host, signal, name) in [(0, Signal::TERM, "SIGTERM"), (1, Signal::INT, "SIGINT")] {
+        let scheduler = tasks.start(host, &[]);
+        scheduler.until_said("tasks to schedule: 1");
+        scheduler.signal(signal);
+        let (code, said) = scheduler.end();
+        assert!(code == 0 && said.ends_with(&format!(": stopped by {name}\n")), "{said}");
+    }
+}
+
+#[test]
 fn tasks_end_after_the_time_to_stop_with_all_their_processes_and_another_scheduler_runs_them_again()
 {
     let tasks = tasks(&format!("[tasks.a]\n{EACH}{FAMILY}"));

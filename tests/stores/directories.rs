@@ -196,6 +196,7 @@ fn what_cannot_be_used_is_refused_with_the_reason_and_left_alone() {
             if command[0] == "initialize" && name == "notes" {
                 continue;
             }
+            assert!(!refused.stderr.contains(".probe"), "{refused:?}");
             assert_eq!(refused.code, code, "{refused:?}");
             assert!(refused.last_line().contains(why), "{refused:?}");
         }

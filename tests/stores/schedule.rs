@@ -57,6 +57,10 @@ slots_are_caught_up_after_an_outage_in_which_the_store_is_asked_now_and_then,
 a_scheduler_without_work_asks_the_store_for_nothing,
 => Postgres, DynamoDb }
 
+of_each! { latencies:
+tasks_that_are_due_together_run_however_slowly_the_store_answers,
+=> Postgres, S3 }
+
 /// Tasks of a cluster; `NAME` in the text is the part of their names that no other test has.
 fn tasks<'a>(cluster: &'a Cluster, text: &str) -> Tasks<'a> {
     let make = |host: usize, args: &[&str]| cluster.serializer(host % 2, args);
@@ -263,6 +267,22 @@ fn slots_are_caught_up_after_an_outage_in_which_the_store_is_asked_now_and_then(
     // One that was under way could not store its end, and is repeated.
     lines.retain(|line| line.number == 1);
     assert_each_is_run_once(&lines);
+}
+
+fn tasks_that_are_due_together_run_however_slowly_the_store_answers(kind: Kind) {
+    let store = Store::of(kind, LONG);
+    let (proxy, through) = proxied(&store);
+    let names: Vec<_> = (0..5).map(|number| format!("{}{number}", store.name)).collect();
+    let text = names.iter().map(|name| format!("[tasks.{name}]\n{EACH}run = '. ./tell'\n"));
+    let tasks = tasks_in(&through, &text.collect::<String>());
+    // Longer than a scheduler claims without a look at signals.
+    proxy.delay(Duration::from_millis(15));
+    let scheduler = tasks.start(0, &["--jobs", "5"]);
+    names.iter().for_each(|name| tasks.until_lines(name, 0, 1));
+    scheduler.signal(Signal::TERM);
+    let (code, said) = scheduler.end();
+    assert_eq!(code, 0, "{kind:?}: {said}");
+    names.iter().for_each(|name| assert_each_is_run_once(&tasks.lines(name)));
 }
 
 fn a_scheduler_without_work_asks_the_store_for_nothing(kind: Kind) {

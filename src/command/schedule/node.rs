@@ -98,6 +98,7 @@ pub fn run(
         let hint = "`env --default-signal=CHLD serializer schedule …`";
         return Err(Error::failed(why).with_hint(hint));
     }
+    let events = Events::new().map_err(cannot)?;
     if stop_timeout.is_some() {
         let (tasks, shown) = (catalog.tasks.len(), store.place.shown_place());
         tracing::info!("tasks to schedule: {tasks}, {jobs} at a time; their state is in `{shown}`");
@@ -114,7 +115,7 @@ pub fn run(
         owner,
         up_since: since_1970().saturating_sub(if stop_timeout.is_none() { TICK } else { 0 }),
         offset: 0,
-        events: Events::new().map_err(cannot)?,
+        events,
         retry_at: 0,
         store_failures: 0,
         has_begun: false,
@@ -147,9 +148,8 @@ impl<'a> Node<'a> {
             if signals.contains(&Signal::SIGHUP) {
                 self.source.reload();
             }
-            if signals.iter().any(|signal| [Signal::SIGTERM, Signal::SIGINT].contains(signal)) {
-                self.stop();
-            }
+            let is_ending = |it: &&Signal| [Signal::SIGTERM, Signal::SIGINT].contains(it);
+            signals.iter().find(is_ending).into_iter().for_each(|signal| self.stop(*signal));
             self.store_ends();
             self.reap();
             if self.stop_at.is_none() {
@@ -180,14 +180,14 @@ impl<'a> Node<'a> {
     }
 
     /// Ends the runs after some time; at once on a second call.
-    fn stop(&mut self) {
+    fn stop(&mut self, signal: Signal) {
         let timeout = if self.stop_at.is_some() { None } else { self.stop_timeout };
         if !self.is_ending {
             self.stop_at = Some(since_boot().saturating_add(timeout.map_or(0, millis)));
         }
-        let running = self.running();
-        if running > 0 {
-            tracing::info!("stopping: tasks still running: {running}");
+        match self.running() {
+            0 => tracing::info!("stopped by {signal}"),
+            running => tracing::info!("stopping: tasks still running: {running}"),
         }
     }
 

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
 use super::catalog::Source;
@@ -22,10 +21,11 @@ use crate::lock::key::Inspected;
 use crate::lock::once::State;
 use crate::lock::staleness::{LocalLiveness, Orphans, Verdict};
 use crate::record::run::Run;
-use crate::schedule::definition::{Catalog, Definition};
+use crate::schedule::definition::Definition;
 use crate::schedule::plan::{Plan, Seen};
 use crate::store::seam::Kind;
-use crate::sys::{local_time, text};
+use crate::sys::local_time::zone;
+use crate::sys::text;
 
 /// The values of `status` that count as failures.
 const BAD: [&str; 3] = ["failed", "interrupted", "overdue"];
@@ -61,8 +61,6 @@ const METRICS: [Metric; 9] = [
 struct Tasks<'a> {
     args: &'a ScheduleStatusArgs,
     store: TaskStore<'a>,
-    /// As this host's file defines them.
-    catalog: Catalog,
     /// They know what they saw before.
     mutexes: BTreeMap<String, Mutex<'a>>,
     /// Whether a lease may have expired.
@@ -72,11 +70,9 @@ struct Tasks<'a> {
 pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, Error> {
     let judge = LocalLiveness::here(Orphans::Ignore);
     let store = TaskStore::open(&args.catalog, environment, &judge)?;
-    let (catalog, mutexes) = Default::default();
-    let mut tasks = Tasks { args, store, catalog, mutexes, is_unproved: false };
+    let mut tasks = Tasks { args, store, mutexes: BTreeMap::new(), is_unproved: false };
     if args.watch {
-        let mut table = || Ok(text(&tasks.look()?.0, &tasks.catalog));
-        return watch(false, &mut table).map(|()| DONE);
+        return watch(false, &mut || Ok(text(&tasks.look()?.0))).map(|()| DONE);
     }
     let (mut rows, mut failure) = tasks.look()?;
     if args.check && tasks.is_unproved {
@@ -94,7 +90,7 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
     } else if args.metrics {
         metrics::text("tasks", &rows, &METRICS)
     } else {
-        text(&rows, &tasks.catalog)
+        text(&rows)
     };
     print(text.as_bytes())?;
     failure.map_or(Ok(code), Err)
@@ -103,11 +99,11 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
 impl Tasks<'_> {
     /// A row for each task, for programs, and the first error.
     fn look(&mut self) -> Result<(Vec<Value>, Option<Error>), Error> {
-        self.catalog = Source::read_if_any(&self.args.catalog)?;
+        let defined = Source::read_if_any(&self.args.catalog)?.tasks;
         let stored = self.store.place.all(Kind::Schedule)?;
         let stored =
             stored.iter().map(|location| location.key().name.to_string_lossy().into_owned());
-        let names: BTreeSet<String> = self.catalog.tasks.keys().cloned().chain(stored).collect();
+        let names: BTreeSet<String> = defined.keys().cloned().chain(stored).collect();
         let (mut rows, mut failure) = (Vec::new(), None);
         self.is_unproved = false;
         for name in names {
@@ -122,8 +118,7 @@ impl Tasks<'_> {
                 seen => seen?,
             };
             self.is_unproved |= seen.as_ref().and_then(Inspected::unproved_lease).is_some();
-            let (definition, now) = (self.catalog.tasks.get(&name), mutex.register.time());
-            rows.push(row(&name, definition, seen, now));
+            rows.push(row(&name, defined.get(&name), seen, mutex.register.time()));
         }
         Ok((rows, failure))
     }
@@ -185,16 +180,14 @@ fn row(name: &str, definition: Option<&Definition>, key: Option<Inspected>, now:
     })
 }
 
-fn text(rows: &[Value], catalog: &Catalog) -> String {
+fn text(rows: &[Value]) -> String {
     if rows.is_empty() {
         return "no tasks\n".to_owned();
     }
     let lines = rows.iter().map(|row| {
         let text = |field: &str| row[field].as_str().map(text::field);
-        let zone = row["task"].as_str().and_then(|name| catalog.tasks.get(name)?.zone());
-        let time = |field: &str| {
-            row[field].as_u64().filter(|time| *time < u64::MAX).map(|time| shown(time, zone))
-        };
+        let time =
+            |field: &str| row[field].as_u64().filter(|time| *time < u64::MAX).map(local_time);
         let [task, schedule, status, result, host] =
             ["task", "schedule", "status", "result", "host"].map(text);
         let enabled = if row["enabled"] == true { "yes" } else { "no" };
@@ -205,13 +198,10 @@ fn text(rows: &[Value], catalog: &Catalog) -> String {
     table(&HEADER, lines)
 }
 
-/// A time in the local zone, or with its offset in the zone of the task, if that has another one.
-fn shown(time: u64, zone: Option<&TimeZone>) -> String {
-    let (time, local) = (time_of(time), local_time::zone());
-    match zone.filter(|zone| zone.to_offset(time) != local.to_offset(time)) {
-        Some(zone) => time.to_zoned(zone.clone()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string(),
-        None => local_time::local_time(time).to_string(),
-    }
+/// In the local zone, whatever the zone of the task: a table is read column by column. The offset
+/// tells it from the times of the file.
+fn local_time(time: u64) -> String {
+    time_of(time).to_zoned(zone()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string()
 }
 
 pub fn next(args: &NextArgs) -> Result<(), Error> {
@@ -235,7 +225,7 @@ pub fn next(args: &NextArgs) -> Result<(), Error> {
             add(if definition.is_enabled() { "on request" } else { "disabled" }.to_owned(), None);
             continue;
         };
-        let zone = definition.zone().cloned().unwrap_or_else(local_time::zone);
+        let zone = definition.zone().cloned().unwrap_or_else(zone);
         let slots = iter::successors(timetable.after(from), |slot| timetable.after(*slot));
         for slot in slots.take(args.number.into()) {
             let here = time_of(slot).to_zoned(zone.clone());

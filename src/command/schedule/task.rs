@@ -10,8 +10,7 @@ use crate::lock::once::{Claim, State};
 use crate::record::run::Run;
 use crate::schedule::definition::Definition;
 use crate::schedule::plan::{Plan, Seen};
-use crate::store;
-use crate::sys::clock::{millis, since_1970};
+use crate::sys::clock::millis;
 use crate::sys::random::jittered;
 use crate::sys::text;
 
@@ -72,15 +71,14 @@ impl<'a> Tracked<'a> {
         (self.check_at, self.due_at) = (0, 0);
     }
 
-    /// The next step, and the time of the store.
+    /// The next step, for what was seen `now`, and the last run.
     pub fn plan(
         &mut self,
         name: &str,
+        seen: Option<Seen>,
+        now: u64,
         up_since: u64,
-    ) -> Result<(Plan, Option<Run>, u64), store::Error> {
-        let seen = self.mutex.inspect()?;
-        let now = self.mutex.register.time();
-        let seen = seen.map(|key| Seen::new(key, now));
+    ) -> (Plan, Option<Run>) {
         let stored = seen.as_ref().and_then(|seen| seen.run.task.as_ref());
         let stored = stored.map_or(0, |stored| stored.definition);
         if ![0, self.definition.number(), self.other.0].contains(&stored) {
@@ -99,14 +97,11 @@ impl<'a> Tracked<'a> {
                 );
             }
         }
-        // By the store's clock.
-        let up_since =
-            up_since.saturating_add_signed(now.checked_signed_diff(since_1970()).unwrap_or(0));
         let plan = self.definition.plan(name, seen.as_ref(), now, up_since);
         // The claim finds out whether the run is its own.
         let is_running = seen.as_ref().is_some_and(|seen| seen.state == State::Running);
         let plan = self.unanswered.filter(|_| is_running).map_or(plan, Plan::Run);
-        Ok((plan, seen.map(|seen| seen.run), now))
+        (plan, seen.map(|seen| seen.run))
     }
 
     pub fn pause(&mut self, now: u64) {

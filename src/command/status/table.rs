@@ -1,7 +1,5 @@
 //! A table without lines.
 
-use std::io::IsTerminal;
-
 use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table, presets};
 
 use crate::logging::is_coloured;
@@ -78,8 +76,8 @@ fn coloured(line: &str, at: Option<usize>) -> Option<String> {
     Some(format!("{before}\x1b[{}m{state}\x1b[0m{}", colour(state)?, &rest[state.len()..]))
 }
 
+/// The columns and rows of the terminal, if stdout is one.
 pub fn terminal() -> Option<(u16, u16)> {
-    let stdout = std::io::stdout();
-    let size = stdout.is_terminal().then(|| rustix::termios::tcgetwinsize(&stdout).ok())??;
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
     (size.ws_col > 0).then_some((size.ws_col, size.ws_row))
 }

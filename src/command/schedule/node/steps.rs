@@ -4,7 +4,8 @@ use super::{MANY, MOST_RUNNING, Node, PASS, PER_RUNNING, SHARE, SPREAD, TICK};
 use crate::command::schedule::task::{Tracked, pause};
 use crate::error::Error;
 use crate::lock;
-use crate::schedule::plan::{Plan, hash, introduced};
+use crate::lock::register::Register;
+use crate::schedule::plan::{Plan, Seen, hash, introduced};
 use crate::store;
 use crate::store::seam::Kind;
 use crate::sys::clock::{since_1970, since_boot};
@@ -21,8 +22,13 @@ impl<'a> Node<'a> {
         due.sort_by_cached_key(|(name, task)| (task.due_at, self.hash(name)));
         let most = if self.has_begun { self.jobs.saturating_sub(running) } else { usize::MAX };
         let due: Vec<_> = due.into_iter().take(most).map(|(name, _)| name.clone()).collect();
-        let (asked, are_many) = (since_boot(), due.len() >= MANY.max(self.tasks.len() / SHARE));
+        // Without a clock, what is read for all is of no use for one.
+        let is_clockless =
+            |register: &Register| register.version().is_some() && register.now().is_none();
+        let are_many = due.len() >= MANY.max(self.tasks.len() / SHARE)
+            && !self.tasks.values().any(|task| is_clockless(&task.mutex.register));
         if are_many {
+            let asked = since_boot();
             let listed = self.store.any.list(Kind::Schedule).unwrap_or_default();
             // Without a version, a state could not be read now.
             for (name, state) in listed.into_iter().filter(|(_, state)| state.version.is_some()) {
@@ -31,8 +37,10 @@ impl<'a> Node<'a> {
                 }
             }
         }
+        // The answer may have taken longer than a pass: the first task is due nevertheless.
+        let begun = since_boot();
         for name in due {
-            if self.has_begun && since_boot() > asked + PASS {
+            if self.has_begun && since_boot() > begun + PASS {
                 break;
             }
             let Some(mut task) = self.tasks.remove(&name) else { continue };
@@ -95,7 +103,12 @@ impl<'a> Node<'a> {
     }
 
     fn inspect(&mut self, name: &str, task: &mut Tracked<'a>) -> Result<(), store::Error> {
-        let (plan, last, now) = task.plan(name, self.up_since)?;
+        let seen = task.mutex.inspect()?;
+        let now = task.mutex.register.time();
+        self.offset = now.checked_signed_diff(since_1970()).unwrap_or(0);
+        // By the store's clock.
+        let up_since = self.up_since.saturating_add_signed(self.offset);
+        let (plan, last) = task.plan(name, seen.map(|key| Seen::new(key, now)), now, up_since);
         if plan == Plan::Introduce
             && let Err(lock::Error::Store(error)) =
                 task.mutex.amend(&|run| introduced(run, name, now))
@@ -103,8 +116,6 @@ impl<'a> Node<'a> {
             return Err(error);
         }
         self.store_failures = 0;
-        self.offset = now.checked_signed_diff(since_1970()).unwrap_or(0);
-        let began = (self.up_since + TICK).saturating_add_signed(self.offset);
         match (plan, last) {
             (Plan::Wait(at), _) => {
                 let at = at.unwrap_or(u64::MAX);
@@ -113,7 +124,7 @@ impl<'a> Node<'a> {
             }
             // A tick leaves to the next one what has come due since: it would never end if its
             // tasks were slow.
-            (Plan::Run(claim), _) if self.is_tick() && claim.slot > began => {
+            (Plan::Run(claim), _) if self.is_tick() && claim.slot > up_since + TICK => {
                 task.check_at = u64::MAX
             }
             // Its last runner stored nothing, and reported the reason.
