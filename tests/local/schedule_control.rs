@@ -43,16 +43,9 @@ fn status_shows_each_task_and_check_says_whether_one_has_failed() {
     assert!(row("bad").contains("every 1000h") && row("bad").contains("failed"), "{rows:?}");
     assert!(row("bad").contains("ended with 3") && row("good").contains("done"), "{rows:?}");
     assert!(row("idle").contains("paused") && row("off").contains("no"), "{rows:?}");
-    let next = |zone: &str| ended(&mut tasks.within(&["env", zone], &["status"])).stdout;
-    // In one zone for all tasks of the table, whatever their own.
-    for (zone, far) in [("UTC", "-12-31 21:00:00 +00:00"), ("Asia/Tokyo", "-01-01 06:00:00 +09:00")]
-    {
-        let (table, offset) = (next(&format!("TZ={zone}")), &far[far.len() - 7..]);
-        let times = table.lines().skip(1).flat_map(|line| line.split("  ").map(str::trim));
-        let times: Vec<_> = times.filter(|cell| cell.contains(':')).collect();
-        assert!(times.len() > 4 && times.iter().all(|time| time.ends_with(offset)), "{table}");
-        assert!(times.iter().any(|time| time.ends_with(far)), "{table}");
-    }
+    // Whatever the zones of tasks, and within the lines of a terminal.
+    assert!(row("good").contains(" ago") && row("far").contains('h'), "{rows:?}");
+    assert!(table.stdout.lines().all(|line| line.len() <= 80), "{table:?}");
     let metrics = tasks.run(&["status", "--metrics"]).stdout;
     for line in [
         "failed{task=\"bad\"} 1",

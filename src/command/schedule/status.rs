@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::iter;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -24,14 +25,15 @@ use crate::record::run::Run;
 use crate::schedule::definition::Definition;
 use crate::schedule::plan::{Plan, Seen};
 use crate::store::seam::Kind;
-use crate::sys::local_time::zone;
+use crate::sys::clock::since_1970;
+use crate::sys::local_time::{short, zone};
 use crate::sys::text;
 
 /// The values of `status` that count as failures.
 const BAD: [&str; 3] = ["failed", "interrupted", "overdue"];
 
 const HEADER: [&str; 8] =
-    ["TASK", "SCHEDULE", "ENABLED", "STATUS", "LAST RUN", "RESULT", "NEXT", "HOST"];
+    ["TASK", "SCHEDULE", "ENABLED", "STATUS", "LAST RUN", "RESULT", "NEXT IN", "HOST"];
 
 const METRICS: [Metric; 9] = [
     ("running", "Whether the task is running.", |row| is(row, "status", &["running"])),
@@ -184,24 +186,21 @@ fn text(rows: &[Value]) -> String {
     if rows.is_empty() {
         return "no tasks\n".to_owned();
     }
+    // Not as times: tasks have zones of their own, and a line has 80 columns.
+    let now = since_1970();
+    let between = |from: u64, to: u64| short(Duration::from_millis(to.saturating_sub(from)));
     let lines = rows.iter().map(|row| {
         let text = |field: &str| row[field].as_str().map(text::field);
-        let time =
-            |field: &str| row[field].as_u64().filter(|time| *time < u64::MAX).map(local_time);
+        let time = |field: &str| row[field].as_u64().filter(|time| *time < u64::MAX);
         let [task, schedule, status, result, host] =
             ["task", "schedule", "status", "result", "host"].map(text);
         let enabled = if row["enabled"] == true { "yes" } else { "no" };
         let enabled = schedule.as_ref().map(|_| enabled.to_owned());
-        let next = time("next").or(time("paused_until"));
-        vec![task, schedule, enabled, status, time("last_run"), result, next, host]
+        let next = time("next").or(time("paused_until")).map(|at| between(now, at));
+        let last_run = time("last_run").map(|at| between(at, now) + " ago");
+        vec![task, schedule, enabled, status, last_run, result, next, host]
     });
     table(&HEADER, lines)
-}
-
-/// In the local zone, whatever the zone of the task: a table is read column by column. The offset
-/// tells it from the times of the file.
-fn local_time(time: u64) -> String {
-    time_of(time).to_zoned(zone()).strftime("%Y-%m-%d %H:%M:%S %:z").to_string()
 }
 
 pub fn next(args: &NextArgs) -> Result<(), Error> {
