@@ -199,11 +199,9 @@ await "${setting_up[@]}"
 busy=(contract::of::programs contract::of::register counting no_count_is_lost directory_crash_points)
 
 announce "the documentation, macOS and all tests (ten minutes)"
-# These begin at once: at the end, they would leave a processor idle.
+# Compiling begins at once: at the end, it would leave a processor idle.
 macos &
 running=("what is for macOS" $!)
-{ portable && document; } &
-running+=("the documentation, or the portable program" $!)
 # Three lanes of about the same length, each of which goes on after a failure. The kernels of NFS's
 # hosts have a processor each: two at a time. The other tests of that program run alone.
 of_one_host() {
@@ -228,7 +226,10 @@ of_one_host &
 running+=("the tests of one host, or that are alone" $!)
 computing &
 running+=("the tests over NFS, or of stores that compute" $!)
+# Its build has to wait for others in the same directory, and the longest lane waits for it.
 await meltano "$meltano"
 waiting &
 running+=("the tests of stores that wait, or of Meltano" $!)
+{ portable && document; } &
+running+=("the documentation, or the portable program" $!)
 await "${running[@]}"
