@@ -42,7 +42,7 @@ Exit codes:
 Files:
   /tmp/serializer.lck              the lock, if neither a name nor a directory is set
   NAME.queue, NAME.broken          its waiters; notices of broken locks
-  .serializer.*.tmp                left by a kill, and removed later
+  .serializer.*.tmp                left by a kill, and removed later; locks cannot be called so
   .meltano/serializer/             keys and tasks, in a Meltano project
   ~/.local/state/serializer/       keys and tasks elsewhere
   serializer.toml                  the tasks of `serializer schedule`

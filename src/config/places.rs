@@ -9,7 +9,7 @@ use crate::cli::{LockFileArgs, PlaceArgs};
 use crate::error::Error;
 use crate::store::Location;
 use crate::store::address::{StoreSettings, StoreUrl};
-use crate::store::file::RESERVED;
+use crate::store::file::is_reserved;
 use crate::store::seam::{Key, Kind};
 use crate::sys::text;
 use crate::values::parse_lease_seconds;
@@ -156,7 +156,7 @@ fn lock_path(path: PathBuf, name: &Path) -> Result<PathBuf, Error> {
         "its name contains a control character"
     } else if !names_a_file || name.as_os_str().as_bytes().ends_with(b"/") {
         "it names a directory"
-    } else if name.file_name().is_some_and(|it| it.as_bytes().starts_with(RESERVED.as_bytes())) {
+    } else if name.file_name().is_some_and(is_reserved) {
         "this program's own files have such names"
     } else {
         return Ok(path);

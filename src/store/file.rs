@@ -21,7 +21,7 @@ use super::seam::{Key, Kind, Next, Page, Queue, State, Store, Write};
 use crate::sys::filesystem;
 use crate::sys::text::{self, io_message};
 use lock_file::LockFile;
-pub use publish::{RESERVED, sweep};
+pub use publish::{is_reserved, sweep};
 
 const CREATE: &str = "create the lock file";
 const READ: &str = "read the lock file";
@@ -55,8 +55,11 @@ pub(super) fn file_name(key: &Key) -> OsString {
 }
 
 fn name_of_register(kind: Kind, file: &OsStr) -> Option<OsString> {
-    let is_lock = !file.as_encoded_bytes().starts_with(RESERVED.as_bytes());
-    if kind == Kind::Lock { is_lock.then(|| file.to_owned()) } else { name_of(kind, file) }
+    if kind == Kind::Lock {
+        (!is_reserved(file)).then(|| file.to_owned())
+    } else {
+        name_of(kind, file)
+    }
 }
 
 /// All registers of a kind in a directory, as far as names of files tell: any file may be a lock.

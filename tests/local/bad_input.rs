@@ -643,7 +643,7 @@ fn a_name_of_our_own_files_is_refused() {
     let locks = Locks::new();
     let temporary = ".serializer.0.tmp";
     for command in ALL {
-        for name in [temporary, ".serializer.probe", "sub/.serializer.x"] {
+        for name in [temporary, ".serializer.probe", "sub/.Serializer.1.TMP"] {
             let ended = run(&locks, &[command, &["--file-name", name]].concat());
             refused(&ended, 2, &["as a lock file: this program's own files have such names"]);
         }
@@ -671,7 +671,9 @@ fn a_file_name_that_is_too_long_is_refused() {
 fn an_unusual_file_name_is_none_of_our_business() {
     let locks = Locks::new();
     let mut shell = Shell::start(&locks);
-    for name in ["two words.lck", "-x", "ü€𝄞", "a'b\"c", "*", "%s{}", ".hidden", &"x".repeat(255)]
+    let long = "x".repeat(255);
+    let hidden = ".serializer.lck";
+    for name in ["two words.lck", "-x", "ü€𝄞", "a'b\"c", "*", "%s{}", ".hidden", hidden, &long]
     {
         let quoted = name.replace('\'', r"'\''");
         assert_eq!(

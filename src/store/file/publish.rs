@@ -1,5 +1,6 @@
 //! Makes a file that is complete and flocked before it has its name, which may be another file's.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -31,11 +32,8 @@ const FLOCK_LIMIT: Duration = Duration::from_secs(2);
 /// The pause between two tries: about as long as holders need.
 const FLOCK_PAUSE: Duration = Duration::from_micros(500);
 
-/// How names begin that no lock may have.
-pub const RESERVED: &str = ".serializer.";
-
 /// How temporary names begin and end.
-const TEMPORARY: (&str, &str) = (RESERVED, ".tmp");
+const TEMPORARY: (&str, &str) = (".serializer.", ".tmp");
 
 /// The age at which a temporary name is not in use: it lasts for some system calls.
 const LEFT: Duration = Duration::from_secs(60);
@@ -164,17 +162,24 @@ pub fn unlink(path: &Path) {
     let _ = unlinkat(CWD, path, AtFlags::empty());
 }
 
+/// Whether this program's own files have such names: temporary ones, and those that `initialize`
+/// tries out. Some file systems ignore case.
+pub fn is_reserved(name: &OsStr) -> bool {
+    let name = name.to_ascii_lowercase();
+    let name = name.as_bytes();
+    let ends = [TEMPORARY.1, ".probe"];
+    name.starts_with(TEMPORARY.0.as_bytes()) && ends.iter().any(|it| name.ends_with(it.as_bytes()))
+}
+
 /// Removes temporary files that kills have left: old ones that no process has flocked.
 pub fn sweep(directory: &Path) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
-        let name = path.file_name().unwrap_or_default().as_bytes();
         let is_old = |file: &File| {
             let written = file.metadata().and_then(|metadata| metadata.modified());
             written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > LEFT))
         };
-        if name.starts_with(TEMPORARY.0.as_bytes())
-            && name.ends_with(TEMPORARY.1.as_bytes())
+        if is_reserved(path.file_name().unwrap_or_default())
             && let Ok(Some(file)) = open(&path, OFlags::RDONLY)
             && is_old(&file)
             && FileExt::try_lock(&file).is_ok()
