@@ -241,6 +241,16 @@ fn a_server_that_wants_tls_gets_it_from_a_client_that_knows_it() {
         let at = |options: &str| store.through(&format!("{}{options}", store.url));
         assert_eq!(at(&format!("{verify}{}", server.certificate())).run(&["run", "true"]).code, 0);
         assert_eq!(at("").run(&["run", "true"]).code, 0);
+        // What cannot be used in the home directory is left out.
+        let home = tempfile::tempdir().expect("a directory");
+        let of_client = home.path().join(".postgresql");
+        fs::create_dir(&of_client).expect("a directory");
+        for name in ["postgresql.crt", "postgresql.key"] {
+            fs::copy(server.certificate(), of_client.join(name)).expect("copied");
+        }
+        let with_home = at("");
+        let status = ended(with_home.serializer(&["status"]).env("HOME", home.path()));
+        assert_eq!(status.code, 0, "{status:?}");
         for args in [&["lock"][..], &["status"]] {
             is_refused(&at(&format!("{verify}{}", stranger.certificate())), args, "certificate");
             let why =
