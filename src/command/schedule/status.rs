@@ -25,7 +25,6 @@ use crate::record::run::Run;
 use crate::schedule::definition::Definition;
 use crate::schedule::plan::{Plan, Seen};
 use crate::store::seam::Kind;
-use crate::sys::clock::since_1970;
 use crate::sys::local_time::{short, zone};
 use crate::sys::text;
 
@@ -67,14 +66,20 @@ struct Tasks<'a> {
     mutexes: BTreeMap<String, Mutex<'a>>,
     /// Whether a lease may have expired.
     is_unproved: bool,
+    /// The time of the store.
+    now: u64,
 }
 
 pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, Error> {
     let judge = LocalLiveness::here(Orphans::Ignore);
     let store = TaskStore::open(&args.catalog, environment, &judge)?;
-    let mut tasks = Tasks { args, store, mutexes: BTreeMap::new(), is_unproved: false };
+    let mut tasks = Tasks { args, store, mutexes: BTreeMap::new(), is_unproved: false, now: 0 };
     if args.watch {
-        return watch(false, &mut || Ok(text(&tasks.look()?.0))).map(|()| DONE);
+        return watch(false, &mut || {
+            let (rows, _) = tasks.look()?;
+            Ok(text(&rows, tasks.now))
+        })
+        .map(|()| DONE);
     }
     let (mut rows, mut failure) = tasks.look()?;
     if args.check && tasks.is_unproved {
@@ -92,7 +97,7 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
     } else if args.metrics {
         metrics::text("tasks", &rows, &METRICS)
     } else {
-        text(&rows)
+        text(&rows, tasks.now)
     };
     print(text.as_bytes())?;
     failure.map_or(Ok(code), Err)
@@ -120,7 +125,8 @@ impl Tasks<'_> {
                 seen => seen?,
             };
             self.is_unproved |= seen.as_ref().and_then(Inspected::unproved_lease).is_some();
-            rows.push(row(&name, defined.get(&name), seen, mutex.register.time()));
+            self.now = mutex.register.time();
+            rows.push(row(&name, defined.get(&name), seen, self.now));
         }
         Ok((rows, failure))
     }
@@ -182,12 +188,11 @@ fn row(name: &str, definition: Option<&Definition>, key: Option<Inspected>, now:
     })
 }
 
-fn text(rows: &[Value]) -> String {
+fn text(rows: &[Value], now: u64) -> String {
     if rows.is_empty() {
         return "no tasks\n".to_owned();
     }
     // Not as times: tasks have zones of their own, and a line has 80 columns.
-    let now = since_1970();
     let between = |from: u64, to: u64| short(Duration::from_millis(to.saturating_sub(from)));
     let lines = rows.iter().map(|row| {
         let text = |field: &str| row[field].as_str().map(text::field);
