@@ -122,7 +122,9 @@ fn look<'a>(args: &'a StatusArgs, environment: &'a Environment) -> Result<Report
 /// Refuses a lock in a directory that does not exist, which may be mistyped. Keys make theirs.
 pub fn exists(location: &Location) -> Result<(), Error> {
     match location {
-        Location::File(directory, key) if key.kind == Kind::Lock && !directory.exists() => {
+        Location::File(directory, key)
+            if key.kind == Kind::Lock && matches!(directory.try_exists(), Ok(false)) =>
+        {
             let why = format!("the lock directory `{}` does not exist", text::path(directory));
             let hint = "`serializer initialize` creates it; or check `--dir` and `SERIALIZER_DIR`";
             Err(Error::failed(why).with_hint(hint))
