@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::sys::clock::{millis, since_1970, since_boot};
-use crate::sys::poll;
+use crate::sys::poll::{self, is_readable};
 use crate::sys::signals::SignalQueue;
 use crate::sys::timer::Timer;
 
@@ -38,6 +38,11 @@ impl Events {
     pub fn receive(&self) -> Vec<Signal> {
         let received = (0..MAX_SIGNALS).map_while(|_| self.signals.next());
         received.map(|received| received.signal).collect()
+    }
+
+    /// Whether signals have come that were not received yet.
+    pub fn are_there(&self) -> bool {
+        is_readable(&self.signals)
     }
 
     pub fn clock_was_set(&mut self) -> bool {

@@ -12,14 +12,15 @@ use crate::sys::clock::{since_1970, since_boot};
 use crate::sys::text;
 
 impl<'a> Node<'a> {
-    /// Inspects the tasks that may be due, the longest waiting first.
+    /// Inspects the tasks that may be due, the longest ready first: those that wait for a limit
+    /// are inspected again and again, and must not keep the others waiting.
     pub(super) fn work(&mut self) -> Result<(), Error> {
         self.tasks.retain(|_, task| task.is_defined || task.runner.is_some());
         let (now, running) = (self.now(), self.running());
         let ready = self.tasks.iter().filter(|(_, task)| self.ready_at(task, running) <= now);
         let mut due: Vec<_> = ready.collect();
         // In another order than on other hosts.
-        due.sort_by_cached_key(|(name, task)| (task.due_at, self.hash(name)));
+        due.sort_by_cached_key(|(name, task)| (task.check_at.max(task.due_at), self.hash(name)));
         let most = if self.has_begun { self.jobs.saturating_sub(running) } else { usize::MAX };
         let due: Vec<_> = due.into_iter().take(most).map(|(name, _)| name.clone()).collect();
         // Without a clock, what is read for all is of no use for one.
@@ -27,8 +28,8 @@ impl<'a> Node<'a> {
             |register: &Register| register.version().is_some() && register.now().is_none();
         let are_many = due.len() >= MANY.max(self.tasks.len() / SHARE)
             && !self.tasks.values().any(|task| is_clockless(&task.mutex.register));
+        let asked = since_boot();
         if are_many {
-            let asked = since_boot();
             let listed = self.store.any.list(Kind::Schedule).unwrap_or_default();
             // Without a version, a state could not be read now.
             for (name, state) in listed.into_iter().filter(|(_, state)| state.version.is_some()) {
@@ -37,18 +38,21 @@ impl<'a> Node<'a> {
                 }
             }
         }
-        // The answer may have taken longer than a pass: the first task is due nevertheless.
+        // As long as the answer took: else a slow store would be asked for all before each task.
         let begun = since_boot();
+        let pass = PASS.max(begun - asked);
+        let mut is_ended = false;
         for name in due {
-            if self.has_begun && since_boot() > begun + PASS {
-                break;
-            }
             let Some(mut task) = self.tasks.remove(&name) else { continue };
             let done = self.step(&name, &mut task);
             self.tasks.insert(name, task);
             done?;
+            is_ended = !self.has_begun && self.events.are_there();
+            if is_ended || self.has_begun && since_boot() > begun + pass {
+                break;
+            }
         }
-        self.has_begun = true;
+        self.has_begun |= !is_ended;
         if are_many {
             // Unused readings would grow old.
             self.tasks.values_mut().for_each(|task| task.mutex.register.offered = None);
