@@ -218,8 +218,8 @@ computing() {
 }
 waiting() {
     local code=0
-    tests meltano 2 || code=$?
     tests stores-waiting 8 "${busy[@]/#/--skip=}" || code=$?
+    tests meltano 2 || code=$?
     return "$code"
 }
 of_one_host &
@@ -230,6 +230,12 @@ running+=("the tests over NFS, or of stores that compute" $!)
 await meltano "$meltano"
 waiting &
 running+=("the tests of stores that wait, or of Meltano" $!)
-{ portable && document; } &
+beside() {
+    local code=0
+    portable || code=$?
+    document || code=$?
+    return "$code"
+}
+beside &
 running+=("the documentation, or the portable program" $!)
 await "${running[@]}"

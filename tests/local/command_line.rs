@@ -397,16 +397,16 @@ fn an_unknown_variable_is_warned_of_if_it_is_one_typo_away_from_a_known_one() {
         );
         assert_eq!((ended.code, ended.stderr), (0, warning));
     }
-    for name in [
-        "SERIALIZER_TIMEOUT",
-        "SERIALIZER_FOO",
-        "SERIALIZER_SERIALIZER_DIR",
-        "SERIALIZER_PIP_URL",
-        // Tasks and notifications have these.
-        "SERIALIZER_SLOT",
-        "SERIALIZER_EVENT",
-    ] {
+    for name in
+        ["SERIALIZER_TIMEOUT", "SERIALIZER_FOO", "SERIALIZER_SERIALIZER_DIR", "SERIALIZER_PIP_URL"]
+    {
         assert_eq!(ended(locks.serializer(&["status"]).env(name, "3")).stderr, "", "{name}");
+    }
+    // Tasks and notifications have these.
+    for name in ["SERIALIZER_SLOT", "SERIALIZER_EVENT"] {
+        let mut status = locks.serializer(&["status"]);
+        assert!(ended(status.env(name, "3")).stderr.contains("has no effect"), "{name}");
+        assert_eq!(ended(status.env("SERIALIZER_TASK", "load")).stderr, "", "{name}");
     }
 }
 

@@ -29,7 +29,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group,
 
 /// How long an event may take until it counts as missing. Meltano and dbt need seconds to start,
 /// several at a time more.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
 
