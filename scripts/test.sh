@@ -150,7 +150,7 @@ else
     # Meltano's build shares compiled libraries with the test programs, and replaces none of them.
     quietly meltano env MATURIN_PEP517_ARGS='--profile dev' CARGO_BUILD_BUILD_DIR="$PWD/target" \
         CARGO_TARGET_DIR="$PWD/target/meltano/build" examples/meltano/setup.sh &
-    meltano=$!
+    setting_up+=(meltano $!)
     quietly foreign-root scripts/foreign-root.sh &
     setting_up+=(foreign-root $!)
 fi
@@ -199,9 +199,14 @@ await "${setting_up[@]}"
 busy=(contract::of::programs contract::of::register counting no_count_is_lost directory_crash_points)
 
 announce "the documentation, macOS and all tests (ten minutes)"
-# Compiling begins at once: at the end, it would leave a processor idle.
-macos &
-running=("what is for macOS" $!)
+# One after another, beside the tests, which mostly wait.
+beside() {
+    local code=0
+    for part in portable document macos; do "$part" || code=$?; done
+    return "$code"
+}
+beside &
+running=("the documentation, or what is for macOS" $!)
 # Three lanes of about the same length, each of which goes on after a failure. The kernels of NFS's
 # hosts have a processor each: two at a time. The other tests of that program run alone.
 of_one_host() {
@@ -210,32 +215,22 @@ of_one_host() {
     tests local 3 || code=$?
     return "$code"
 }
-computing() {
-    local code=0
-    tests alone-nfs 2 nfs:: || code=$?
-    tests stores-busy 4 "${busy[@]}" || code=$?
-    return "$code"
-}
 waiting() {
     local code=0
     tests stores-waiting 8 "${busy[@]/#/--skip=}" || code=$?
     tests meltano 2 || code=$?
     return "$code"
 }
-of_one_host &
-running+=("the tests of one host, or that are alone" $!)
-computing &
-running+=("the tests over NFS, or of stores that compute" $!)
-# Its build has to wait for others in the same directory, and the longest lane waits for it.
-await meltano "$meltano"
-waiting &
-running+=("the tests of stores that wait, or of Meltano" $!)
-beside() {
+computing() {
     local code=0
-    portable || code=$?
-    document || code=$?
+    tests alone-nfs 2 nfs:: || code=$?
+    tests stores-busy 4 "${busy[@]}" || code=$?
     return "$code"
 }
-beside &
-running+=("the documentation, or the portable program" $!)
+of_one_host &
+running+=("the tests of one host, or that are alone" $!)
+waiting &
+running+=("the tests of stores that wait, or of Meltano" $!)
+computing &
+running+=("the tests over NFS, or of stores that compute" $!)
 await "${running[@]}"
