@@ -133,7 +133,7 @@ pub fn find_by_environment(variable: &str, value: &str, uid: u32) -> io::Result<
         is_related.then(|| running(pid))?
     };
     let found = system.processes().values().filter_map(related);
-    Ok(found.min_by_key(|process| process.pid().as_raw_pid()))
+    Ok(found.min_by_key(|process| (process.instance.start, process.pid().as_raw_pid())))
 }
 
 /// A decimal PID from 1 to 2³¹−1, without sign or white space.

@@ -801,6 +801,34 @@ fn a_dead_owners_lock_is_held_while_a_process_of_its_run_goes_on() {
 }
 
 #[test]
+fn of_the_processes_of_a_run_the_oldest_is_named_whatever_its_pid() {
+    if support::lacks("PID namespaces") {
+        return;
+    }
+    let locks = Locks::new();
+    let mut container = pid_namespace(&locks);
+    // The younger one gets the lower PID, as after the numbers have begun again, and starts in a
+    // later tick of the clock.
+    let (code, oldest) = container.output(
+        "export MELTANO_PARENT_CONTEXT_UUID=a-run; \
+         at() { echo $(($1 - 1)) > /proc/sys/kernel/ns_last_pid; }; \
+         started() { cut -d' ' -f22 /proc/$1/stat; }; \
+         sleep infinity & owner=$!; \
+         \"$S\" lock --owner-pid $owner 2>/dev/null; \
+         at 4000; sleep infinity & oldest=$!; \
+         while test \"$(started self)\" = \"$(started $oldest)\"; do :; done; \
+         at 3000; sleep infinity & younger=$!; \
+         unset MELTANO_PARENT_CONTEXT_UUID; \
+         kill -9 $owner; wait $owner 2>/dev/null; \
+         test $younger -lt $oldest && echo $oldest",
+    );
+    assert_eq!(code, 0, "both run");
+    let ended = inside(&mut container)(&["lock", "--max-attempts", "1"]);
+    let named = format!("but pid {} (sleep infinity) of the same run goes on", oldest.trim());
+    assert!(ended.stderr.contains(&named), "{ended:?}");
+}
+
+#[test]
 fn a_zombie_of_the_run_holds_nothing() {
     let locks = Locks::new();
     let (pid, mut relative) = orphaned(&locks);
