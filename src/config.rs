@@ -24,7 +24,7 @@ use crate::values::{
     parse_duration, parse_max_attempts, parse_owner_pid, parse_positive, parse_sleep_seconds,
     parse_word,
 };
-pub use places::{ANY, lock_file_at, project, state_directory};
+pub use places::{ANY, PROBE, lock_file_at, project, state_directory};
 
 const PREFIX: &str = "SERIALIZER_";
 

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::cli::InitializeArgs;
 use crate::command::output::print;
-use crate::config::Environment;
+use crate::config::{Environment, PROBE};
 use crate::error::Error;
 use crate::lock::register::{Register, Write};
 use crate::record::{Entry, KEPT, Record};
@@ -20,8 +20,7 @@ pub fn run(args: &InitializeArgs, environment: &Environment) -> Result<(), Error
     let entry = Entry::of_this_process(None);
     let entry = entry.map_err(|error| Error::io("cannot write a record", &error))?;
     let probe = match &lock {
-        // One for all processes that try, since not every store can remove it.
-        Location::Store(..) => ".serializer.probe".to_owned(),
+        Location::Store(..) => PROBE.to_owned(),
         Location::File(directory, _) => {
             if !directory.is_dir() {
                 let shown = text::path(directory);

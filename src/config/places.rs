@@ -9,7 +9,7 @@ use crate::cli::{LockFileArgs, PlaceArgs};
 use crate::error::Error;
 use crate::store::Location;
 use crate::store::address::{StoreSettings, StoreUrl};
-use crate::store::file::is_reserved;
+use crate::store::file::is_temporary;
 use crate::store::seam::{Key, Kind};
 use crate::sys::text;
 use crate::values::parse_lease_seconds;
@@ -18,6 +18,9 @@ use super::{Environment, MAX_ANSWER, MAX_KEY, PREFIX};
 
 /// The name of a register if only its place matters.
 pub const ANY: &str = "any";
+
+/// The lock with which `initialize` tries out a store, which not every store can remove: one name.
+pub const PROBE: &str = ".serializer.probe";
 
 impl Environment {
     /// The lock `name`, or the configured one.
@@ -156,7 +159,7 @@ fn lock_path(path: PathBuf, name: &Path) -> Result<PathBuf, Error> {
         "its name contains a control character"
     } else if !names_a_file || name.as_os_str().as_bytes().ends_with(b"/") {
         "it names a directory"
-    } else if name.file_name().is_some_and(is_reserved) {
+    } else if name.file_name().is_some_and(|it| is_temporary(it) || it == PROBE) {
         "this program's own files have such names"
     } else {
         return Ok(path);

@@ -21,7 +21,7 @@ use super::seam::{Key, Kind, Next, Page, Queue, State, Store, Write};
 use crate::sys::filesystem;
 use crate::sys::text::{self, io_message};
 use lock_file::LockFile;
-pub use publish::{is_reserved, sweep};
+pub use publish::{is_temporary, sweep};
 
 const CREATE: &str = "create the lock file";
 const READ: &str = "read the lock file";
@@ -56,7 +56,7 @@ pub(super) fn file_name(key: &Key) -> OsString {
 
 fn name_of_register(kind: Kind, file: &OsStr) -> Option<OsString> {
     if kind == Kind::Lock {
-        (!is_reserved(file)).then(|| file.to_owned())
+        (!is_temporary(file)).then(|| file.to_owned())
     } else {
         name_of(kind, file)
     }

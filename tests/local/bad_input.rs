@@ -2,12 +2,13 @@
 //! line, the right exit code, and nothing changed.
 
 use std::ffi::OsStr;
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, SystemTime};
 
 use crate::support::{
     self, Ended, Locks, OrdinaryUser, PROGRAM, Shell, Waiter, copy_program, ended, unshared_shell,
@@ -641,9 +642,10 @@ fn a_file_name_that_names_a_directory_is_refused() {
 #[test]
 fn a_name_of_our_own_files_is_refused() {
     let locks = Locks::new();
-    let temporary = ".serializer.0.tmp";
+    let token = "0123456789abcdef".repeat(2);
+    let temporary = &*format!(".serializer.{token}.tmp");
     for command in ALL {
-        for name in [temporary, ".serializer.probe", "sub/.Serializer.1.TMP"] {
+        for name in [temporary, ".serializer.probe", &format!("sub/.serializer.{token}.probe")] {
             let ended = run(&locks, &[command, &["--file-name", name]].concat());
             refused(&ended, 2, &["as a lock file: this program's own files have such names"]);
         }
@@ -654,6 +656,23 @@ fn a_name_of_our_own_files_is_refused() {
     std::fs::copy(locks.file(), locks.dir().join(temporary)).expect("copied");
     let (_, listed) = shell.output(r#""$S" status"#);
     assert!(listed.contains("serializer.lck") && !listed.contains(temporary), "{listed}");
+
+    // Locks with similar names are not removed.
+    let similar = [".serializer.job.tmp", ".serializer.job.probe", &temporary.to_uppercase()];
+    for name in similar {
+        assert_eq!(shell.run(&format!(r#""$S" lock {name} 2>/dev/null"#)), 0, "{name}");
+    }
+    for name in similar.iter().chain([&temporary]) {
+        let file = File::options().write(true).open(locks.dir().join(name)).expect("it is there");
+        let old = SystemTime::now() - Duration::from_secs(120);
+        file.set_modified(old).expect("it can be old");
+    }
+    assert_eq!(locks.run(&["initialize"]).code, 0);
+    let is_there = |name: &str| locks.dir().join(name).exists();
+    assert!(similar.into_iter().all(is_there) && !is_there(temporary));
+    for name in similar {
+        assert_eq!(shell.run(&format!(r#""$S" unlock {name} 2>/dev/null"#)), 0, "{name}");
+    }
 }
 
 #[test]

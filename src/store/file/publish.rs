@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -162,13 +161,15 @@ pub fn unlink(path: &Path) {
     let _ = unlinkat(CWD, path, AtFlags::empty());
 }
 
-/// Whether this program's own files have such names: temporary ones, and those that `initialize`
-/// tries out. Some file systems ignore case.
-pub fn is_reserved(name: &OsStr) -> bool {
-    let name = name.to_ascii_lowercase();
-    let name = name.as_bytes();
+/// Whether only this program's own files have such names: temporary ones, and those that
+/// `initialize` tries out. Each has a token.
+pub fn is_temporary(name: &OsStr) -> bool {
     let ends = [TEMPORARY.1, ".probe"];
-    name.starts_with(TEMPORARY.0.as_bytes()) && ends.iter().any(|it| name.ends_with(it.as_bytes()))
+    let token = name.to_str().and_then(|name| {
+        let rest = name.strip_prefix(TEMPORARY.0)?;
+        ends.iter().find_map(|end| rest.strip_suffix(end))
+    });
+    token.is_some_and(|token| token.len() == 32 && token.bytes().all(|it| it.is_ascii_hexdigit()))
 }
 
 /// Removes temporary files that kills have left: old ones that no process has flocked.
@@ -179,7 +180,7 @@ pub fn sweep(directory: &Path) {
             let written = file.metadata().and_then(|metadata| metadata.modified());
             written.is_ok_and(|written| written.elapsed().is_ok_and(|age| age > LEFT))
         };
-        if is_reserved(path.file_name().unwrap_or_default())
+        if path.file_name().is_some_and(is_temporary)
             && let Ok(Some(file)) = open(&path, OFlags::RDONLY)
             && is_old(&file)
             && FileExt::try_lock(&file).is_ok()
