@@ -86,7 +86,10 @@ impl Register {
     pub fn list(&mut self, kind: Kind) -> Result<Vec<(OsString, State)>, Error> {
         let all = self.ask(|store, _| store::list_all(store, kind));
         let all = all.map_err(|failure| self.error("list the tasks beside", failure))?;
-        Ok(all.into_iter().filter(|(_, state)| state.now.is_some()).collect())
+        // By the clock of the first page: the caller asked before that.
+        let now = all.first().and_then(|(_, state)| state.now);
+        let all = all.into_iter().filter(|(_, state)| state.now.is_some());
+        Ok(all.map(|(name, state)| (name, State { now, ..state })).collect())
     }
 
     /// The name of the lock in messages.

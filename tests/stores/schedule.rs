@@ -190,7 +190,9 @@ fn a_host_that_slept_through_a_lease_ends_the_task_that_another_host_has_begun(k
     let cluster = Cluster::new(kind, SHORT);
     // Without a lock on a file, which a sleeper would keep.
     let line = "echo \"$SERIALIZER_TASK $SERIALIZER_SLOT $SERIALIZER_TRY $NODE\" >> log";
-    let tasks = tasks(&cluster, &format!("[tasks.NAME]\n{EACH}run = '{line}; exec sleep 600'\n"));
+    // The sleeper's place within a limit becomes free, too.
+    let task = format!("{EACH}limit = 'dwh'\nrun = '{line}; exec sleep 600'\n");
+    let tasks = tasks(&cluster, &format!("[limits]\ndwh = 1\n[tasks.NAME]\n{task}"));
     let first = tasks.start(0, &[]);
     tasks.until_lines(&cluster.name, 0, 1);
     cluster.hosts[0].suspend();

@@ -62,6 +62,9 @@ struct Node<'a> {
     /// due.
     stop_timeout: Option<Duration>,
     tasks: BTreeMap<String, Tracked<'a>>,
+    /// The locks of limits, and when to look again at a full one. They remember leases that are not
+    /// renewed.
+    limits: BTreeMap<String, (Mutex<'a>, u64)>,
     /// When to end the runners, in milliseconds since boot; after that, when to kill them.
     stop_at: Option<u64>,
     is_ending: bool,
@@ -110,6 +113,7 @@ pub fn run(
         jobs,
         stop_timeout,
         tasks: BTreeMap::new(),
+        limits: BTreeMap::new(),
         stop_at: None,
         is_ending: false,
         owner,
@@ -156,6 +160,7 @@ impl<'a> Node<'a> {
                 if self.events.clock_was_set() {
                     self.retry_at = 0;
                     self.tasks.values_mut().for_each(Tracked::check_now);
+                    self.limits.clear();
                 }
                 if let Some(catalog) = self.source.changed() {
                     tracing::info!("read the tasks again: {}", catalog.tasks.len());
@@ -165,7 +170,8 @@ impl<'a> Node<'a> {
             }
             self.end();
             let (now, running) = (self.now(), self.running());
-            let is_idle = || self.is_tick() && self.tasks.values().all(|task| task.check_at > now);
+            let is_idle =
+                || self.is_tick() && self.tasks.values().all(|task| self.ready_at(task, 0) > now);
             if running == 0 && (self.stop_at.is_some() || is_idle()) {
                 return Ok(());
             }

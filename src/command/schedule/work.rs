@@ -82,11 +82,10 @@ pub struct Limited {
 }
 
 impl Limited {
-    /// Whether all of its slots seem to be held.
-    pub fn is_full(&self, tasks: &TaskStore<'_>) -> bool {
-        let looked = Mutex::new(tasks.any.sibling(&self.lock), tasks.judge).look();
+    /// Whether all slots of its lock seem to be held.
+    pub fn is_full(&self, lock: &mut Mutex<'_>) -> bool {
         let is_held = |judged: &&Judged<Verdict>| matches!(judged.verdict, Verdict::Held(_));
-        looked.is_ok_and(|(_, judged)| {
+        lock.look().is_ok_and(|(_, judged)| {
             judged.iter().filter(is_held).count() >= self.slots.get() as usize
         })
     }

@@ -48,9 +48,15 @@ impl<'a> Node<'a> {
     ) -> Result<(), store::Error> {
         let mut work = self.store.work(name, &task.definition, claim, last);
         work.is_json = self.is_json;
-        if work.limited.as_ref().is_some_and(|limited| limited.is_full(&self.store)) {
-            (task.due_at, task.check_at) = (task.due_at.min(now), now + FULL);
-            return Ok(());
+        if let Some((limit, _)) = &task.definition.limit
+            && let Some(limited) = &work.limited
+        {
+            let open = || (Mutex::new(self.store.any.sibling(&limited.lock), self.store.judge), 0);
+            let (lock, full_until) = self.limits.entry(limit.clone()).or_insert_with(open);
+            if limited.is_full(lock) {
+                *full_until = now + FULL;
+                return Ok(());
+            }
         }
         (task.due_at, task.check_at, task.last_claim) = (now, u64::MAX, Some(claim));
         let place = task.definition.directory.as_ref();

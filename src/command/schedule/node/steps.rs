@@ -12,8 +12,7 @@ use crate::sys::clock::{since_1970, since_boot};
 use crate::sys::text;
 
 impl<'a> Node<'a> {
-    /// Inspects the tasks that may be due, the longest ready first: those that wait for a limit
-    /// are inspected again and again, and must not keep the others waiting.
+    /// Inspects the tasks that may be due, the longest ready first.
     pub(super) fn work(&mut self) -> Result<(), Error> {
         self.tasks.retain(|_, task| task.is_defined || task.runner.is_some());
         let (now, running) = (self.now(), self.running());
@@ -65,14 +64,16 @@ impl<'a> Node<'a> {
         hash(&[self.owner.place.host.as_deref().unwrap_or_default(), name])
     }
 
-    /// When to inspect a task: later if this scheduler is busy, and not while it has no room or
-    /// the store fails.
+    /// When to inspect a task: later if this scheduler is busy, and not while it has no room, its
+    /// limit is full, or the store fails.
     pub(super) fn ready_at(&self, task: &Tracked<'_>, running: usize) -> u64 {
         if running >= self.jobs {
             return u64::MAX;
         }
         let yielded = task.due_at.saturating_add(PER_RUNNING * running.min(MOST_RUNNING) as u64);
-        task.check_at.max(yielded).max(self.retry_at)
+        let limit = task.definition.limit.as_ref().and_then(|(limit, _)| self.limits.get(limit));
+        let full_until = limit.map_or(0, |(_, full_until)| *full_until);
+        task.check_at.max(yielded).max(full_until).max(self.retry_at)
     }
 
     fn step(&mut self, name: &str, task: &mut Tracked<'a>) -> Result<(), Error> {
