@@ -218,9 +218,7 @@ impl Observer for Progress {
         let tells = !self.is_silent && tracing::enabled!(tracing::Level::INFO);
         let told = self.told.as_ref().filter(|_| tells).map(|(_, when)| *when + self.repeat);
         let usual = if self.is_live { Some(Instant::now() + REFRESH) } else { told };
-        let now = Instant::now();
-        // While a store fails, no warning is due.
-        let next = usual.into_iter().chain(self.warn_at.filter(|at| *at > now)).min();
-        next.map_or(LONGEST, |at| at.saturating_duration_since(now).min(LONGEST))
+        let next = usual.into_iter().chain(self.warn_at).min();
+        next.map_or(LONGEST, |at| at.saturating_duration_since(Instant::now()).min(LONGEST))
     }
 }

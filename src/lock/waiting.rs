@@ -280,7 +280,8 @@ impl<'a> Attempts<'a> {
     fn after_failure(&mut self, cause: store::Cause, interval: Duration) -> Duration {
         let now = Instant::now();
         // After a stop in the middle of a request, the next attempt would be too late.
-        let mut until = self.next().min(now + interval.min(PAUSES.1)).max(now + MIN_OUTAGE);
+        let report = now + interval.clamp(PAUSES.0, PAUSES.1);
+        let mut until = self.next().min(report).max(now + MIN_OUTAGE);
         if cause == store::Cause::Full {
             until = until.max(now + pause_outside(&mut self.full_since));
             until = self.last().map_or(until, |last| until.min(last.max(now + MIN_OUTAGE)));
