@@ -11,8 +11,9 @@ use sqlx::{ConnectOptions as _, Connection as _, Error, Row as _};
 
 use super::backoff::PollBackoff;
 use super::failure::{Cause, Failure, Result};
+use super::network::tls_error;
 use super::seam::Fds;
-use super::sql::address::{Address, Server};
+use super::sql::address::{Address, Server, TlsMode};
 use super::sql::engine::{Answer, Asked, Engine, Phase, of, send};
 use super::sql::{Sql, hex};
 use crate::store::waiter::Waiter;
@@ -121,7 +122,15 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         if let Some((certificate, key)) = &at.tls.own {
             options = options.ssl_client_cert(certificate).ssl_client_key(key);
         }
-        Ok(Session { connection: MySqlConnection::connect_with(&options).await?, is_set_up: false })
+        let mut connected = MySqlConnection::connect_with(&options).await;
+        // Such as a server whose TLS is too old. A password may need no encryption there.
+        if is_socket
+            && at.tls.mode == TlsMode::Prefer
+            && connected.as_ref().is_err_and(|error| tls_error(error).is_some())
+        {
+            connected = MySqlConnection::connect_with(&options.ssl_mode(Disabled)).await;
+        }
+        Ok(Session { connection: connected?, is_set_up: false })
     }
 
     async fn ask(on: &mut Session, sql: String, phase: Phase, limit: Duration) -> Asked {

@@ -175,12 +175,19 @@ fn a_file_for_tls_that_cannot_be_used_is_named() {
     let home = dir.path().join(".postgresql");
     std::fs::create_dir(&home).expect("a directory");
     std::fs::copy(authority, home.join("postgresql.crt")).expect("copied");
-    std::fs::copy(p256, home.join("postgresql.key")).expect("copied");
+    std::fs::copy(&p256, home.join("postgresql.key")).expect("copied");
     for (options, is_named) in [("?sslmode=require", true), ("", false)] {
         let store = Store::at(&format!("postgres://u@127.0.0.1:1/db{options}"));
         let said = ended(store.serializer(&["status"]).env("HOME", dir.path()));
         assert_eq!(said.stderr.contains("do not belong together"), is_named, "{said:?}");
         assert_ne!(said.code, 0, "{said:?}");
+    }
+    // What is named counts in any case.
+    let store = Store::at("postgres://u@127.0.0.1:1/db");
+    for (home, why) in [(dir.path(), "do not belong together"), (&home, "without a certificate")] {
+        let mut status = store.serializer(&["status"]);
+        let said = ended(status.env("HOME", home).env("PGSSLKEY", path("prime256v1")));
+        assert!(said.code == 2 && said.stderr.contains(why), "{said:?}");
     }
 }
 

@@ -282,6 +282,20 @@ fn a_server_that_wants_tls_gets_it_from_a_client_that_knows_it() {
     servers.iter().for_each(is_told_what_is_wrong_with_a_certificate);
 }
 
+#[test]
+fn a_socket_is_used_without_tls_if_that_of_the_server_is_too_old() {
+    let ciphers = "ECDHE-ECDSA-AES256-SHA384:ECDHE-RSA-AES256-SHA384";
+    let settings = [("tls-version", "TLSv1.2"), ("ssl-cipher", ciphers)];
+    let settings = Options { is_tls: true, settings: &settings, ..Options::default() };
+    let server = servers::MariaDb::start_with(settings);
+    let socket = format!("?unix_socket={}", server.dir().join("socket").display());
+    assert!(answer(&server.url(), None).is_err_and(|why| why.contains("HandshakeFailure")));
+    let connected = answer(&format!("{}{socket}", server.url()), None);
+    assert!(connected.as_ref().is_err_and(|why| why.contains("1146")), "{connected:?}");
+    let required = format!("{}{socket}&ssl_mode=REQUIRED", server.url());
+    assert!(answer(&required, None).is_err_and(|why| why.contains("HandshakeFailure")));
+}
+
 /// Curves and extensions of certificates by the authority that is trusted, or by another one of its
 /// name, or the name of a file; why they are refused, and what helps.
 const CERTIFICATES: [[&str; 4]; 5] = [

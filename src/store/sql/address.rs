@@ -168,6 +168,8 @@ pub struct Tls {
     pub roots: Option<String>,
     /// The client's certificate and key, for a server that requires them.
     pub own: Option<(String, String)>,
+    /// Why the one that the user has is not sent.
+    pub unused: Option<String>,
 }
 
 /// What an option about TLS with this value asks for; `Some(None)` if that is unknown. Beside
@@ -223,19 +225,24 @@ impl Tls {
         }
         let certificate = certificate.or_else(|| in_home("postgresql.crt"));
         // Both may be in one file.
-        let key = given.option("sslkey").or_else(|| in_home("postgresql.key"));
+        let named = given.option("sslkey");
+        if named.is_some() && certificate.is_none() && !is_off {
+            return Err(Failure::permanent("`sslkey` is set without a certificate (`sslcert`)"));
+        }
+        let is_named = named.is_some();
+        let key = named.or_else(|| in_home("postgresql.key"));
         let mut own = certificate.map(|own| (own.clone(), key.unwrap_or(own)));
+        let mut unused = None;
         if let Some((certificate, key)) = &own
             && let Err(failure) = check_own(certificate.as_ref(), key.as_ref())
         {
-            if mode >= Require {
+            // Those in `home` may be of no use where encryption is only preferred.
+            if mode >= Require || is_named {
                 return Err(failure);
             }
-            // Those in `home` may be of no use where encryption is only preferred.
-            tracing::debug!("{}", failure.why);
-            own = None;
+            (own, unused) = (None, Some(failure.why));
         }
-        Ok(Self { mode: if is_off { Disable } else { mode }, roots, own })
+        Ok(Self { mode: if is_off { Disable } else { mode }, roots, own, unused })
     }
 }
 

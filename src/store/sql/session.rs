@@ -50,7 +50,11 @@ impl<E: Engine> Sql<E> {
                 Ok(Err(error)) => {
                     let (host, port) = server;
                     let server = format!("`{}:{port}`", text::field(host));
-                    of::<E>(&error, Phase::Connect, &server)
+                    let failure = of::<E>(&error, Phase::Connect, &server);
+                    match address.tls.unused.clone().filter(|_| failure.why.contains("28000")) {
+                        Some(unused) => failure.with_hint(unused),
+                        None => failure,
+                    }
                 }
                 Err(_) => no_answer(Phase::Connect),
             };
