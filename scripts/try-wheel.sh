@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Tries a wheel in a new venv, and its program, if static, in roots that lack the libraries of the
-# build. `scripts/try-wheel.sh WHEEL`
+# build. `scripts/try-wheel.sh WHEEL [EMULATOR]`: of a wheel for another processor, which EMULATOR
+# runs, tries only the program, which cannot start others.
 set -euo pipefail
 wheel=$(realpath "$1")
+emulate=${2:-env}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 fail() { echo "scripts/try-wheel.sh: $*" >&2 && exit 1; }
@@ -10,8 +12,14 @@ tried=$(mktemp -d)
 trap 'rm -rf "$tried"' EXIT
 
 python3 -m venv "$tried/venv"
-"$tried/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index "$wheel"
-"$tried/venv/bin/python" -c 'import meltano_serializer'
+if [ "$emulate" = env ]; then
+    "$tried/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-index "$wheel"
+    "$tried/venv/bin/python" -c 'import meltano_serializer'
+else
+    python3 -m zipfile -e "$wheel" "$tried"
+    mv "$tried"/*.data/data/share "$tried/venv/share"
+    install "$tried"/*.data/scripts/serializer "$tried/venv/bin"
+fi
 for file in man/man1/serializer-schedule-start.1 bash-completion/completions/serializer \
     serializer/dbtmutex.yml; do
     [ -s "$tried/venv/share/$file" ] || fail "the wheel lacks share/$file"
@@ -24,8 +32,14 @@ program=$tried/venv/bin/serializer
 try() {
     local said store code program=$1 dir=$2
     shift 2
-    said=$("$@" "$program" run --no-wait --dir "$dir" -- "$program" --version 2>&1) ||
-        fail "$*: $said"
+    if [ "$emulate" = env ]; then
+        said=$("$@" "$program" run --no-wait --dir "$dir" -- "$program" --version 2>&1) ||
+            fail "$*: $said"
+    else
+        said=$("$@" "$program" lock --dir "$dir" 2>&1 && "$@" "$program" unlock --dir "$dir" 2>&1) ||
+            fail "$*: $said"
+        said=$("$@" "$program" --version)
+    fi
     [[ $said == *"serializer "* ]] || fail "$*: $said"
     for store in postgres://u@H/d mysql://u@H/d 'dynamodb://k:s@t?region=r&endpoint=http://H' \
         's3://k:s@b/p?region=r&endpoint=http://H'; do
@@ -36,11 +50,13 @@ try() {
     done
 }
 
-try "$program" "$tried" env
+try "$program" "$tried" "$emulate"
 [ "$(uname -s)" = Linux ] || exit 0
 readelf --file-header --program-headers "$program" |
     awk '/Type: +EXEC/ { fixed = 1 } /INTERP/ { loaded = 1 } END { exit loaded || !fixed }' ||
     fail "the program is not static, or not at fixed addresses"
+
+[ "$emulate" = env ] || exit 0
 
 # Roots with only the program; with BusyBox; with another C library.
 in_root() {
