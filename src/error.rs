@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use serde_json::json;
+
+use crate::events::emit;
 use crate::exit_code::{BUSY, FAILED, GIVEN_UP, LOST, REFUSED, USAGE};
 use crate::lock;
 use crate::lock::holder::listed;
@@ -63,6 +66,7 @@ impl Error {
             format!("; held now by {}", listed(holders))
         };
         let hint = "work done since then may have overlapped with another process";
+        emit("loss", lock, json!({ "why": why.to_string() }));
         Self::new(LOST, format!("lost `{location}`: {why}{now}")).with_hint(hint)
     }
 
@@ -87,7 +91,12 @@ impl Error {
             }
             E::NotOurs(holders) => {
                 let breaking = breaking(holders.first(), lock);
-                let owner = || format!("only its owner can {verb} it; to break it: {breaking}");
+                let is_reserved =
+                    |held: &Holding| held.entry.as_ref().is_some_and(|it| it.released.is_some());
+                let owner = || match holders.iter().all(is_reserved) {
+                    true => format!("it was released; to break it: {breaking}"),
+                    false => format!("only its owner can {verb} it; to break it: {breaking}"),
+                };
                 let hint = hint_for(&holders).unwrap_or_else(owner);
                 cannot(REFUSED, &format!("held by {}", listed(&holders))).with_hint(hint)
             }
@@ -107,7 +116,7 @@ impl Error {
             E::GivenUp(why) => {
                 let key = quoted(&lock.key().name.to_string_lossy());
                 Self { code: GIVEN_UP, ..Self::failed(format!("key {key} is given up: {why}")) }
-                    .with_hint(format!("`serializer forget {key}` lets it run again"))
+                    .with_hint(format!("`serializer forget {}{key}` lets it run again", dir(lock)))
             }
             E::Absent | E::NotLocked | E::Entry(_) => cannot(FAILED, &why),
         }
@@ -148,12 +157,19 @@ pub fn breaking(holder: Option<&Holding>, lock: &Location) -> String {
     let name = match (lock, kind) {
         (Location::File(..), Kind::Lock) => quoted(&lock.printable()),
         (Location::Store(..), Kind::Lock) => name,
-        (Location::File(..), _) => format!("--dir {} {option} {name}", quoted(&lock.shown_place())),
-        (Location::Store(..), _) => format!("{option} {name}"),
+        (_, _) => format!("{}{option} {name}", dir(lock)),
     };
     match holder.and_then(|holder| holder.entry.as_ref()?.token.as_ref()) {
         Some(token) => format!("`serializer break {name} --token {token}`"),
         None => "`serializer unlock --force`".to_owned(),
+    }
+}
+
+/// The option that names the directory of a key.
+fn dir(key: &Location) -> String {
+    match key {
+        Location::File(..) => format!("--dir {} ", quoted(&key.shown_place())),
+        Location::Store(..) => String::new(),
     }
 }
 

@@ -133,7 +133,7 @@ class _Block:
             try:
                 # An interrupted or killed attempt may have acquired the lock.
                 if not isinstance(error, SerializerError) or error.code < 0:
-                    self._unlock(error)
+                    self._unlock(error, silent=True)
             finally:
                 guard.release()
             raise
@@ -153,7 +153,7 @@ class _Block:
             finally:
                 self._guard.release()
 
-    def _unlock(self, error: BaseException | None) -> None:
+    def _unlock(self, error: BaseException | None, silent: bool = False) -> None:
         has_failed = error is not None and self._key
         failed = ["--failed", f"--note={type(error).__name__}"] if has_failed else []
         try:
@@ -162,7 +162,8 @@ class _Block:
             # An exception of the block matters more.
             if error is None:
                 raise
-            print("serializer:", why, file=sys.stderr, flush=True)
+            if not silent:
+                print("serializer:", why, file=sys.stderr, flush=True)
 
     def _wrap(self, function: Callable[..., _R], *skip: type[BaseException]) -> Callable[..., Any]:
         if any(is_lazy(function) for is_lazy in (

@@ -24,15 +24,27 @@ pub fn text(all: &str, rows: &[Value], metrics: &[Metric]) -> String {
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {unit}");
         for row in rows {
             let Some(value) = value(row) else { continue };
-            let of = of(row).replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let _ = writeln!(text, "{name}{{{kind}=\"{of}\"}} {value}");
+            let mut labels = format!("{kind}={}", quoted(&of(row)));
+            // Keys of several places may have the same name.
+            let place = row["store"].as_str().or(row["path"].as_str());
+            if let Some(place) = place.filter(|_| kind == "key") {
+                labels += &format!(",place={}", quoted(place));
+            }
+            let _ = writeln!(text, "{name}{{{labels}}} {value}");
         }
     }
     text
 }
 
+fn quoted(label: &str) -> String {
+    let label = label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    format!("\"{label}\"")
+}
+
+/// Whether a field has one of these values; `None` for what cannot be read.
 pub fn is(row: &Value, field: &str, values: &[&str]) -> Option<f64> {
-    Some(f64::from(row[field].as_str().is_some_and(|value| values.contains(&value))))
+    let is_it = row[field].as_str().is_some_and(|value| values.contains(&value));
+    (row["state"] != "error").then(|| f64::from(is_it))
 }
 
 /// A field in milliseconds, in seconds.

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use rustix::process::getpid;
-use serde_json::json;
 
 use super::job::{
     INTERRUPTED, Job, LONGER, Ran, STOPPED, command_of, expired, is_stored, locked, say, settle,
@@ -15,7 +14,6 @@ use super::progress::Progress;
 use crate::cli::RunArgs;
 use crate::config::Environment;
 use crate::error::Error;
-use crate::events::emit;
 use crate::exit_code::{BUSY, DONE};
 use crate::lease::thread::Renewing;
 use crate::lease::{LeaseGrant, OnLost};
@@ -249,7 +247,6 @@ impl Run<'_> {
         let kill_at = || renewing.map_or(u64::MAX, Renewing::kill_at);
         let mut on_loss = || {
             let why = ends_with_it.map(Renewing::why).unwrap_or_default();
-            emit("loss", self.lock, json!({ "why": why }));
             lost = Some((if kill_at() > since_boot() { "stopped" } else { "killed" }, why));
         };
         let lost_fd = ends_with_it.map(Renewing::lost_fd);

@@ -12,7 +12,7 @@ use crate::command::requester::ProcessRequester;
 use crate::config::Environment;
 use crate::error::{Error, breaking};
 use crate::events::emit;
-use crate::exit_code::REFUSED;
+use crate::exit_code::{DONE, REFUSED};
 use crate::lease::{self, TokenHolder};
 use crate::lock::Error::NotLocked;
 use crate::lock::once::Ending;
@@ -39,8 +39,11 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
         None if args.force => (ReleaseScope::Force, Outcome::Unknown, "interrupted", ""),
         None => (ReleaseScope::OwnOrStale, Outcome::Unknown, "interrupted", ""),
     };
-    let how = args.note.as_deref().map_or(usual.to_owned(), text::field);
-    let ending = Ending { outcome, how: &how, code: None };
+    let note = args.note.as_deref().map(|note| format!(": {}", text::field(note)));
+    let how = format!("{usual}{}", note.unwrap_or_default());
+    // A step that is done counts as a command that has succeeded.
+    let code = (outcome == Outcome::Succeeded).then_some(DONE);
+    let ending = Ending { outcome, how: &how, code };
     let owner_pid = environment.owner_pid(args.owner.owner_pid)?;
     let judge = LocalLiveness::here(environment.orphans(args.owner.orphans)?);
     let mut mutex = Mutex::open(&lock, &judge)?;

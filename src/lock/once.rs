@@ -125,7 +125,12 @@ impl Run {
         let at = at.max(self.began);
         let mut run = self.clone();
         run.ends.push(End { at, number: self.number, how, code });
-        run.ends.drain(..run.ends.len().saturating_sub(MAX_ENDS));
+        if run.ends.len() > MAX_ENDS {
+            // The last success stays.
+            let mut successes = run.ends.iter().map(|end| end.code == Some(0));
+            let is_kept = successes.next() == Some(true) && !successes.any(|it| it);
+            run.ends.remove(usize::from(is_kept));
+        }
         run
     }
 

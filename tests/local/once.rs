@@ -186,6 +186,7 @@ fn a_caller_waits_for_the_run_and_skips_what_that_has_done() {
     }
     assert_eq!(scene.keys.once("load", &["-n", "-E", "5"], "").code, 5);
     assert_eq!(scene.keys.run(&["lock", "--once", "load", "-n"]).code, 75);
+    waiters.iter().for_each(Waiter::asleep);
     scene.finish(0);
     assert_eq!(code(first), 0);
     for waiter in waiters {
@@ -196,6 +197,8 @@ fn a_caller_waits_for_the_run_and_skips_what_that_has_done() {
         );
     }
     assert_eq!(scene.times_run(), 1);
+    let names = scene.keys.0.names();
+    assert!(!names.iter().any(|name| name.ends_with(".queue")), "no queue is left: {names:?}");
 }
 
 #[test]
@@ -412,7 +415,9 @@ fn a_script_says_that_its_run_has_failed_and_how() {
     let how = keys.status("load")["ends"][0]["how"].take();
     let how = how.as_str().expect("a text");
     assert!(
-        how.starts_with("no rows") && how.ends_with("in é") && !how.contains(char::is_control),
+        how.starts_with("failed: no rows")
+            && how.ends_with("in é")
+            && !how.contains(char::is_control),
         "{how:?}"
     );
     assert_eq!(owner.run(r#""$S" lock --once load --tries 1 2>&1"#), 80);

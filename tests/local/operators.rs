@@ -44,12 +44,28 @@ fn metrics_tell_of_a_lock_its_waiters_and_a_key() {
     assert_eq!(locks.run(&["once", "a \"key\"", "--", "true"]).code, 0);
     assert_eq!(locks.run(&["once", "bad", "--", "false"]).code, 1);
     let metrics = locks.run(&["status", "--once", "--metrics"]).stdout;
-    assert!(
-        metrics.contains("serializer_key_last_success_timestamp_seconds{key=\"a \\\"key\\\"\"} 1"),
-        "{metrics}"
-    );
-    assert!(has(&metrics, "serializer_key_failed{key=\"bad\"} 1"), "{metrics}");
-    assert!(!metrics.contains("last_success_timestamp_seconds{key=\"bad\"}"), "{metrics}");
+    let place = format!("place=\"{}\"", locks.dir().display());
+    let success = "serializer_key_last_success_timestamp_seconds{key=";
+    assert!(metrics.contains(&format!("{success}\"a \\\"key\\\"\",{place}}} 1")), "{metrics}");
+    assert!(has(&metrics, &format!("serializer_key_failed{{key=\"bad\",{place}}} 1")), "{metrics}");
+    assert!(!metrics.contains(&format!("{success}\"bad\"")), "{metrics}");
+
+    // The success of a script, and one before many failures, are not forgotten.
+    let script = r#""$S" lock --once script; "$S" unlock --once script"#;
+    assert_eq!(holder.run(&format!("{{ {script}; }} 2>/dev/null")), 0);
+    let again = ["once", "old", "--valid-for", "0.1s", "--"];
+    assert_eq!(locks.run(&[&again[..], &["true"]].concat()).code, 0);
+    let fails = || locks.run(&[&again[..], &["false"]].concat()).code == 1;
+    until("it has expired", fails);
+    assert!((0..6).all(|_| fails()));
+    // What cannot be read is neither held nor free.
+    fs::create_dir(locks.dir().join("directory.lck")).expect("a directory");
+    let metrics = locks.run(&["status", "--once", "--metrics"]).stdout;
+    for key in ["script", "old"] {
+        assert!(metrics.contains(&format!("{success}\"{key}\"")), "{key}: {metrics}");
+    }
+    let unread = locks.run(&["status", "--metrics", "directory.lck", "serializer.lck"]).stdout;
+    assert_eq!(unread.matches("serializer_lock_held{").count(), 1, "{unread}");
 }
 
 #[test]

@@ -177,19 +177,15 @@ impl Queue for FileQueue {
     fn leave(&mut self) {
         // The next waiter must find the socket's name free.
         self.socket = None;
-        match std::mem::replace(&mut self.place, Position::Outside) {
-            Position::First(file) => {
-                remove_if_alone(&self.path, &file);
-                drop(file);
-                // An observer may have left between the two, and have seen us.
-                self.sweep();
-            }
-            Position::Observer(file) => {
-                drop(file);
-                self.sweep();
-            }
-            // The thread lets the next one come.
-            Position::Queued(..) | Position::Outside | Position::Unkept => {}
+        let file = match std::mem::replace(&mut self.place, Position::Outside) {
+            Position::First(file) | Position::Observer(file) => Some(file),
+            // Before its turn, the thread lets the next one come.
+            Position::Queued(turn, _) => turn.try_recv().ok().and_then(Result::ok),
+            Position::Outside | Position::Unkept => None,
+        };
+        if file.is_some() {
+            drop(file);
+            self.sweep();
         }
     }
 
