@@ -17,10 +17,9 @@ use self::table::{Names, Table, connect};
 use super::aws::{self, Account};
 use super::checks;
 use super::failure::{Cause, Failure};
-use super::key::name_after;
 use super::network::decoded;
 use super::runtime::PrivateRuntime;
-use super::seam::{Key, Kind, Next, Page, State, Store, Write};
+use super::seam::{Key, Kind, Next, Page, State, Store, Write, name_after};
 use crate::store::address::StoreSettings;
 use crate::sys::clock::since_1970;
 
