@@ -62,18 +62,18 @@ fn where_flock_does_not_work_nothing_is_locked() {
 fn what_a_kill_has_left_is_removed_by_initialize() {
     let locks = Locks::new();
     let long_ago = SystemTime::now() - Duration::from_secs(3600);
-    for name in
-        [".serializer.old.tmp", ".serializer.flocked.tmp", ".serializer.new.tmp", "other.tmp"]
-    {
+    // Of an old one, one that is flocked, and a new one.
+    let [old, flocked, new] = ["a", "b", "c"].map(|c| format!(".serializer.{}.tmp", c.repeat(32)));
+    for name in [&old, &flocked, &new, ".serializer.old.tmp", "other.tmp"] {
         let file = File::create(locks.dir().join(name)).expect("a file");
-        if name != ".serializer.new.tmp" {
+        if *name != *new {
             file.set_modified(long_ago).expect("a time");
         }
     }
-    let flocked = File::open(locks.dir().join(".serializer.flocked.tmp")).expect("it is there");
-    flocked.lock().expect("it is free");
+    let file = File::open(locks.dir().join(&flocked)).expect("it is there");
+    file.lock().expect("it is free");
     assert_eq!(locks.run(&["initialize"]).code, 0);
-    let left = [".serializer.flocked.tmp", ".serializer.new.tmp", "other.tmp"];
+    let left = [&flocked, &new, ".serializer.old.tmp", "other.tmp"];
     assert_eq!(locks.names(), left);
 }
 
