@@ -24,18 +24,17 @@ impl Period {
 
     /// The same in another zone.
     pub fn begin_in(self, now: u64, zone: TimeZone) -> Option<u64> {
-        let now = Timestamp::from_millisecond(i64::try_from(now).ok()?).ok()?.to_zoned(zone);
+        let now = Timestamp::from_millisecond(i64::try_from(now).ok()?).ok()?;
+        let now = now.to_zoned(zone.clone());
         let hour = ZonedRound::new().smallest(Unit::Hour).mode(RoundMode::Trunc);
-        let begin =
-            match self {
-                // By the offset that is in force: some clocks go back by half an hour.
-                Self::Hour => now.with_time_zone(now.offset().to_time_zone()).round(hour),
-                Self::Day => now.start_of_day(),
-                Self::Week => now.date().iso_week_date().first_of_week().and_then(|first| {
-                    first.date().to_zoned(now.time_zone().clone())?.start_of_day()
-                }),
-                Self::Month => now.first_of_month().and_then(|first| first.start_of_day()),
-            };
+        let monday = now.date().iso_week_date().first_of_week().ok()?.date();
+        let begin = match self {
+            // By the offset that is in force: some clocks go back by half an hour.
+            Self::Hour => now.with_time_zone(now.offset().to_time_zone()).round(hour),
+            Self::Day => now.start_of_day(),
+            Self::Week => monday.to_zoned(zone).and_then(|day| day.start_of_day()),
+            Self::Month => now.first_of_month().and_then(|day| day.start_of_day()),
+        };
         u64::try_from(begin.ok()?.timestamp().as_millisecond()).ok()
     }
 }
