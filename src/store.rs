@@ -43,7 +43,7 @@ pub use failure::{Cause, Error, Failure};
 use seam::{Fds, Key, Kind, Page, State, Store};
 
 /// Sleeps as [`sleep`] does, for a store.
-fn pause(limit: Duration, fds: Fds<'_>) -> Result<()> {
+pub(crate) fn pause(limit: Duration, fds: Fds<'_>) -> Result<()> {
     let cannot = |error: Errno| format!("cannot sleep: {}", io_message(&error.into()));
     sleep(limit, fds).map_err(|error| Failure::permanent(cannot(error)))
 }

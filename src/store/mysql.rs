@@ -12,7 +12,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Error, Row as _};
 use super::backoff::PollBackoff;
 use super::failure::{Cause, Failure, Result};
 use super::network::tls_error;
-use super::seam::Fds;
+use super::seam::{Fds, Queue as _};
 use super::sql::address::{Address, Server, TlsMode};
 use super::sql::engine::{Answer, Asked, Engine, Phase, of, send};
 use super::sql::{Sql, hex};
@@ -41,7 +41,6 @@ pub struct Session {
     is_set_up: bool,
 }
 
-/// A waiter's place in the queue.
 pub enum Place {
     /// A statement that waits, in a session that comes back with its answer.
     Queued(Pin<Box<dyn Future<Output = (Session, Asked)> + Send>>),
@@ -154,7 +153,6 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
     }
 
     async fn close(session: Session) {
-        // Best effort.
         let _ = session.connection.close().await;
     }
 
@@ -202,7 +200,7 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         }
         let answer = match &mut sql.place {
             None => return Ok(()),
-            Some(Place::First(polls)) => return polls.sleep(limit, fds),
+            Some(Place::First(polls)) => return polls.wait(true, limit, fds),
             Some(Place::Queued(standing)) => sql.runtime.wait(standing, limit, fds)?,
         };
         let Some((session, answer)) = answer else { return Ok(()) };
