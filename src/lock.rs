@@ -144,14 +144,13 @@ pub enum Acquired {
 
 /// Which entries a release removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
 pub enum ReleaseScope<'a> {
-    /// The requester's, or stale ones.
     OwnOrStale,
-    /// The requester's only.
     Own,
     /// Those of all present holders.
     Force,
-    /// That of the acquisition with this token.
+    /// That of this acquisition.
     Token(&'a str),
 }
 

@@ -58,7 +58,6 @@ pub(crate) struct Renewal {
 
 struct Status {
     charge: LeaseGrant,
-    /// Why the last renewal failed.
     trouble: Option<String>,
     lost: Option<(String, Option<Lost>)>,
 }

@@ -23,7 +23,6 @@ use super::seam::{Key, Kind, Next, Page, State, Store, Write, name_after};
 use crate::store::address::StoreSettings;
 use crate::sys::clock::since_1970;
 
-/// A table with an item per key.
 pub struct DynamoDb {
     names: Names,
     runtime: PrivateRuntime,
@@ -50,7 +49,6 @@ impl DynamoDb {
         Ok(Self { names, runtime: PrivateRuntime::default(), account })
     }
 
-    /// The key of the item of a register.
     fn stored(&self, key: &Key) -> Result<String, Failure> {
         if !self.names.is_aec {
             return Ok(key.stored_name());

@@ -121,7 +121,6 @@ pub fn variable(name: &str) -> Option<String> {
     Some(trimmed(&value).to_owned()).filter(|value| !value.is_empty())
 }
 
-/// Without line ends.
 pub fn trimmed(text: &str) -> &str {
     text.trim_end_matches(['\r', '\n'])
 }

@@ -36,7 +36,6 @@ const PAGE: usize = 1000;
 /// the generation.
 const OTHER_VERSION: Option<&[u8]> = Some(b"\"0x8D0000000000000\"\n1");
 
-/// A bucket with an object per key.
 pub struct Objects {
     bucket: String,
     /// What the names of all objects begin with.

@@ -64,7 +64,6 @@ enum Position {
 }
 
 impl FileQueue {
-    /// Of the lock at `path`. Does not touch the file system yet.
     pub fn new(path: &Path) -> Self {
         let mut name = path.as_os_str().to_owned();
         name.push(".queue");

@@ -25,7 +25,6 @@ use crate::store::failure::{Cause, Failure};
 use crate::store::network::{certificates, chain, innermost, sentence};
 use crate::sys::text;
 
-/// A request that did not succeed.
 #[derive(Debug, thiserror::Error)]
 #[error("`{server}` has not done what it was asked")]
 pub struct Exchange {
@@ -35,7 +34,6 @@ pub struct Exchange {
     pub answer: Result<Answer, Failure>,
 }
 
-/// A refusal.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,

@@ -122,7 +122,6 @@ fn status_field(pid: Pid, name: &str) -> Option<String> {
     status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
 }
 
-/// A field of `/proc/PID/stat`, see proc(5).
 fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     let stat = read_proc(pid, "stat")?;
     // The name in field 2 may hold spaces, parentheses and other bytes. Field 3 follows its end.
