@@ -12,13 +12,12 @@ pub mod register;
 mod release;
 mod removal;
 mod renew;
-mod requester;
 pub mod staleness;
 mod sweep;
 pub mod waiting;
 
+pub use decision::Requester;
 pub use renew::Lost;
-pub use requester::Requester;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
