@@ -19,7 +19,7 @@ use crate::sys::random::random_token;
 /// Users of all hosts must be able to use a file; the umask restricts it.
 pub(in crate::store) const MODE: Mode = Mode::from_raw_mode(0o666);
 
-const NEW: OFlags = OFlags::CREATE
+pub const NEW: OFlags = OFlags::CREATE
     .union(OFlags::EXCL)
     .union(OFlags::RDWR)
     .union(OFlags::NOFOLLOW)
