@@ -24,7 +24,6 @@ const POLLS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_m
 /// For how long one statement waits in the queue, in seconds. The next one is behind all others.
 const STANDING: u32 = 6 * 3600;
 
-/// How long a label of a waiter may be.
 const MAX_LABEL: usize = 120;
 
 /// How many connections there are; how many there may be, how many this user may have (0 for any

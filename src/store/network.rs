@@ -192,7 +192,6 @@ pub fn chain<'a>(error: Cause<'a>) -> impl Iterator<Item = Cause<'a>> {
 
 type Cause<'a> = &'a (dyn Error + 'static);
 
-/// The error of TLS among the causes of an error.
 pub fn tls_error<'a>(error: Cause<'a>) -> Option<&'a rustls::Error> {
     chain(error).find_map(|error| error.downcast_ref())
 }

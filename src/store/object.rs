@@ -29,7 +29,6 @@ use crate::sys::clock::since_1970;
 use crate::sys::random::random_token;
 use crate::sys::text::io_message;
 
-/// So many objects are read for a page of a list.
 const PAGE: usize = 1000;
 
 /// A version that no object has, with an ETag as Azure writes it. S3 takes any, and Google compares

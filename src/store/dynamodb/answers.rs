@@ -22,7 +22,6 @@ const THROTTLED: [&str; 4] = ["Throughput", "Throttl", "LimitExceeded", "TooMany
 type Failed<E> = SdkError<E, HttpResponse>;
 
 impl Table {
-    /// How a conditional write ended.
     pub fn done<T, E: ProvideErrorMetadata>(
         &self,
         sent: Result<T, Failed<E>>,

@@ -41,7 +41,6 @@ pub struct Answer {
     pub code: String,
     /// All of it, as part of a sentence.
     pub why: String,
-    /// The region of the bucket.
     pub region: Option<String>,
 }
 
@@ -148,7 +147,6 @@ impl HttpService for Connector {
     }
 }
 
-/// The hint for a store without conditional writes.
 pub const CONDITIONS: &str = "locks need a store with conditional writes (`If-None-Match: *` and \
                               `If-Match`), as S3 itself has them";
 
