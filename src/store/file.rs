@@ -118,9 +118,9 @@ impl Store for Files {
             let failure = Failure::permanent(io_message(&error).to_string());
             Failure { cause, ..failure.during_action("list the lock directory") }
         })?;
-        let unread = |_| State { value: Some(String::new()), ..State::default() };
-        let entries = names.into_iter().map(|(name, file)| (name, unread(file)));
-        Ok(Page { entries: entries.collect(), next: None })
+        let unread = State { value: Some(String::new()), ..State::default() };
+        let entries = names.into_iter().map(|(name, _)| (name, unread.clone())).collect();
+        Ok(Page { entries, next: None })
     }
 
     fn counts(&self) -> bool {

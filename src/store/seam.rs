@@ -129,7 +129,7 @@ pub struct Next<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     /// Names and states, with the time in a database. A name may be shortened; it opens the same
-    /// register. The value of a register that cannot be read is empty; [`Store::get`] tells why.
+    /// register. A value that cannot be read, or was not, is empty; [`Store::get`] tells it.
     pub entries: Vec<(OsString, State)>,
     /// The name after which the next page begins.
     pub next: Option<OsString>,
