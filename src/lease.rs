@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lock::{Grant, Requester, Stored};
 use crate::record::Entry;
-use crate::sys::clock::since_boot;
+use crate::sys::clock::{millis, since_boot};
 
 /// The limit of a sleep that other events end.
 const LONG: Duration = Duration::from_secs(3600);
@@ -56,16 +56,12 @@ impl LeaseGrant {
 
     /// How long that may take before it is killed, in milliseconds.
     fn grace(&self) -> u64 {
-        (self.millis() / 6).min(MAX_GRACE)
+        (millis(self.lease) / 6).min(MAX_GRACE)
     }
 
     /// The end of this part of the lease, in milliseconds since boot.
     fn after(&self, numerator: u64, denominator: u64) -> u64 {
-        self.grant.leased_at + self.millis() * numerator / denominator
-    }
-
-    fn millis(&self) -> u64 {
-        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX / 8)
+        self.grant.leased_at + millis(self.lease) * numerator / denominator
     }
 }
 

@@ -12,13 +12,12 @@ pub mod register;
 mod release;
 mod removal;
 mod renew;
-mod requester;
 pub mod staleness;
 mod sweep;
 pub mod waiting;
 
+pub use decision::Requester;
 pub use renew::Lost;
-pub use requester::Requester;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -144,14 +143,13 @@ pub enum Acquired {
 
 /// Which entries a release removes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
 pub enum ReleaseScope<'a> {
-    /// The requester's, or stale ones.
     OwnOrStale,
-    /// The requester's only.
     Own,
     /// Those of all present holders.
     Force,
-    /// That of the acquisition with this token.
+    /// That of this acquisition.
     Token(&'a str),
 }
 

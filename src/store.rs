@@ -13,8 +13,6 @@ mod dynamodb;
 pub(crate) mod engines;
 pub mod failure;
 pub mod file;
-#[cfg(feature = "network")]
-mod key;
 #[cfg(feature = "mysql")]
 mod mysql;
 #[cfg(feature = "network")]
@@ -45,7 +43,7 @@ pub use failure::{Cause, Error, Failure};
 use seam::{Fds, Key, Kind, Page, State, Store};
 
 /// Sleeps as [`sleep`] does, for a store.
-fn pause(limit: Duration, fds: Fds<'_>) -> Result<()> {
+pub(crate) fn pause(limit: Duration, fds: Fds<'_>) -> Result<()> {
     let cannot = |error: Errno| format!("cannot sleep: {}", io_message(&error.into()));
     sleep(limit, fds).map_err(|error| Failure::permanent(cannot(error)))
 }
@@ -81,11 +79,7 @@ impl Location {
 
     /// All registers of a kind at the same place that have a value, in the order of their names.
     pub fn all(&self, kind: Kind) -> Result<Vec<Self>, Error> {
-        let settings = match self {
-            Self::File(directory, _) => return file::all_in(directory, kind),
-            Self::Store(settings, _) => settings,
-        };
-        let all = list_all(&mut *open_store(settings)?, kind).map_err(|failure| {
+        let all = list_all(&mut *open(self)?, kind).map_err(|failure| {
             failure.during(&format!("list {}s of", kind.noun()), self.shown_place())
         })?;
         let held = all.into_iter().filter(|(_, state)| state.value.is_some());

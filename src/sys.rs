@@ -36,10 +36,16 @@ pub mod signals {
 }
 
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 pub use platform::{files, timer};
+
+/// Locks a mutex, whatever became of the threads that had it.
+pub fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The stack of a thread that waits and polls, with few calls.
 const STACK_BYTES: usize = 128 * 1024;

@@ -56,7 +56,6 @@ pub struct Keeper {
 #[derive(Serialize, Deserialize)]
 struct KeptLock {
     location: Location,
-    /// The record of this one holder.
     record: String,
     charge: LeaseGrant,
     orphans: Orphans,

@@ -2,7 +2,7 @@
 
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
@@ -14,8 +14,9 @@ use crate::lock::register::Connection;
 use crate::lock::staleness::{LocalLiveness, Orphans};
 use crate::lock::{Error, Lost, Mutex};
 use crate::store::Location;
-use crate::sys::clock::since_boot;
+use crate::sys::clock::{millis, since_boot};
 use crate::sys::identity::HostIdentity;
+use crate::sys::locked;
 use crate::sys::poll::{self, is_readable};
 use crate::sys::process;
 use crate::sys::text::io_message;
@@ -57,7 +58,6 @@ pub(crate) struct Renewal {
 
 struct Status {
     charge: LeaseGrant,
-    /// Why the last renewal failed.
     trouble: Option<String>,
     lost: Option<(String, Option<Lost>)>,
 }
@@ -137,10 +137,6 @@ impl Renewing {
     pub fn is_released(&self) -> bool {
         matches!(self.renewal.status().lost, Some((_, Some(Lost::Gone))))
     }
-}
-
-fn locked<T>(mutex: &StdMutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Renewal {
@@ -238,7 +234,7 @@ impl Renewal {
                             "the lease of `{name}` could not be renewed in time: {error}"
                         );
                     }
-                    timer.set(since_boot() + (charge.millis() / 24).clamp(50, 2000))?;
+                    timer.set(since_boot() + (millis(charge.lease) / 24).clamp(50, 2000))?;
                 }
             }
             // The store's connections are for others until the next renewal.

@@ -10,14 +10,39 @@
 //! | a key that is done, or given up | not needed, or given up |
 //! | anything else | free, in place of what is stale |
 
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use super::once::{Ended, Next};
 use super::staleness::{Held, Holding, Judged, StaleHolder, Unknown, Verdict};
-use super::{Acquired, Error, Grant, Request, Requester, Seen, Stored};
+use super::{Acquired, Error, Grant, Request, Seen, Stored};
 use crate::record::mode::Mode;
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome};
+
+/// For which process a lock is acquired.
+pub trait Requester {
+    /// Its entry for a new acquisition of a plain mutex.
+    fn entry(&self) -> io::Result<Entry> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Whether an entry of the stored record is certainly this requester's.
+    fn owns(&self, _stored: &Stored, _entry: &Entry) -> bool {
+        false
+    }
+
+    /// Whether it still wants the lock.
+    fn is_alive(&self) -> bool {
+        true
+    }
+
+    /// These become readable when it does not want the lock any more.
+    fn exit_fds(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+}
 
 /// A request, and what its requester knows.
 pub struct Bid<'b> {

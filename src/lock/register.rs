@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use super::Stored;
@@ -18,6 +18,7 @@ pub use crate::store::seam::Write;
 use crate::store::seam::{Key, Kind, Next, Queue, State, Store};
 use crate::store::{self, Location};
 use crate::sys::clock::{since_1970, since_boot};
+use crate::sys::locked;
 
 /// The age, in milliseconds, from which a state is read again before a write. The number of the
 /// write must not be below the numbers of a register that was made, used and purged meanwhile.
@@ -56,10 +57,6 @@ impl Connection {
             store.disconnect();
         }
     }
-}
-
-pub(super) fn lock(store: &Shared) -> MutexGuard<'_, Box<dyn Store>> {
-    store.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Register {
@@ -201,11 +198,11 @@ impl Register {
 
     /// Asks the queue of the store. Without one, waiters poll, and do not know of each other.
     pub fn queue<T>(&mut self, ask: impl FnOnce(&mut dyn Queue) -> T) -> T {
-        ask(lock(&self.store).queue(&self.key).unwrap_or(&mut self.backoff))
+        ask(locked(&self.store).queue(&self.key).unwrap_or(&mut self.backoff))
     }
 
     pub(super) fn store(&self) -> MutexGuard<'_, Box<dyn Store>> {
-        lock(&self.store)
+        locked(&self.store)
     }
 
     pub(super) fn error(&self, action: &'static str, failure: Failure) -> Error {
@@ -220,7 +217,7 @@ impl Register {
         mut ask: impl FnMut(&mut dyn Store, &Key) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let Self { store, key, .. } = self;
-        let mut store = lock(store);
+        let mut store = locked(store);
         retry(|| {
             let answer = ask(&mut **store, key);
             if answer.as_ref().is_err_and(|failure| failure.cause.passes()) {

@@ -9,7 +9,7 @@ use super::renew::mark_lost;
 use super::staleness::{Held, Holding};
 use super::{Error, Lost, MAX_ROUNDS, Mutex, ReleaseScope, Released, Requester, Stored};
 use crate::record::{Entry, KEPT, Outcome, Record};
-use crate::sys::poll;
+use crate::store;
 
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -32,7 +32,7 @@ impl Mutex<'_> {
                 {
                     tried.may_be_done |= error.is_indefinite;
                     tracing::debug!("{error}; trying again");
-                    poll::sleep(PAUSE, &[]).map_err(|error| Error::Entry(error.into()))?;
+                    store::pause(PAUSE, &[])?;
                 }
                 Err(absent @ (Error::NotLocked | Error::NotOurs(_))) => {
                     return self.resolve(tried, absent);

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::register::{Register, lock};
+use super::register::Register;
 use crate::store::seam::{Key, State};
 use crate::sys::clock::{millis, since_1970};
+use crate::sys::locked;
 use crate::sys::random::fill_random;
 
 /// How many unused registers a release removes from each page at most, which bounds its duration.
@@ -15,7 +16,7 @@ impl Register {
     /// as times, tell the age. Best effort, and safe at any moment: a removal is conditional on the
     /// released state, and the next number is a later time.
     pub fn remove_unused(&mut self, age: Duration) {
-        let (kind, mut store) = (self.key.kind, lock(&self.store));
+        let (kind, mut store) = (self.key.kind, locked(&self.store));
         if store.expires() {
             return;
         }

@@ -13,7 +13,6 @@ use crate::store;
 use crate::store::backoff::{PAUSES, pause_outside};
 use crate::store::waiter::Waiter;
 use crate::sys::identity::HostIdentity;
-use crate::sys::poll;
 
 /// How long a free lock is left to earlier waiters, which need milliseconds, but may be stopped.
 pub(super) const PATIENCE: Duration = Duration::from_millis(200);
@@ -119,8 +118,7 @@ impl Mutex<'_> {
                 Err(Error::Store(error)) if error.cause.passes() && !attempts.are_over() => {
                     observer.failing(&error, attempts.made());
                     let pause = attempts.after_failure(error.cause, observer.interval());
-                    let slept = poll::sleep(pause, &requester.exit_fds());
-                    slept.map_err(|error| Error::Entry(error.into()))?;
+                    store::pause(pause, &requester.exit_fds())?;
                     continue;
                 }
                 Err(error) => return Err(error),

@@ -10,14 +10,11 @@ use crate::sys::text::io_message;
 
 /// The identity of the process that owns a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
 pub struct Owner {
-    /// Its process id, in its PID namespace.
     pub pid: Pid,
-    /// Its user.
     pub uid: Option<u32>,
-    /// Where the PID counts.
     pub place: HostIdentity,
-    /// Which process of that PID.
     pub instance: ProcessIdentity,
 }
 

@@ -1,7 +1,7 @@
 //! Calendar periods, in the zone of `TZ`.
 
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, ToSpan};
+use jiff::{RoundMode, Timestamp, Unit, ZonedRound};
 use serde::{Deserialize, Serialize};
 
 /// A calendar period.
@@ -24,23 +24,17 @@ impl Period {
 
     /// The same in another zone.
     pub fn begin_in(self, now: u64, zone: TimeZone) -> Option<u64> {
-        let now =
-            Timestamp::from_millisecond(i64::try_from(now).ok()?).ok()?.to_zoned(zone.clone());
-        let date = match self {
+        let now = Timestamp::from_millisecond(i64::try_from(now).ok()?).ok()?;
+        let now = now.to_zoned(zone.clone());
+        let hour = ZonedRound::new().smallest(Unit::Hour).mode(RoundMode::Trunc);
+        let monday = now.date().iso_week_date().first_of_week().ok()?.date();
+        let begin = match self {
             // By the offset that is in force: some clocks go back by half an hour.
-            Self::Hour => {
-                let past = i64::from(now.minute()) * 60 + i64::from(now.second());
-                let begin = u64::try_from(now.timestamp().as_second().checked_sub(past)?).ok()?;
-                return Some(begin * 1000);
-            }
-            Self::Day => now.date(),
-            Self::Week => now
-                .date()
-                .checked_sub(i64::from(now.weekday().to_monday_zero_offset()).days())
-                .ok()?,
-            Self::Month => now.date().first_of_month(),
+            Self::Hour => now.with_time_zone(now.offset().to_time_zone()).round(hour),
+            Self::Day => now.start_of_day(),
+            Self::Week => monday.to_zoned(zone).and_then(|day| day.start_of_day()),
+            Self::Month => now.first_of_month().and_then(|day| day.start_of_day()),
         };
-        let begin = date.to_zoned(zone).and_then(|day| day.start_of_day()).ok()?;
-        u64::try_from(begin.timestamp().as_millisecond()).ok()
+        u64::try_from(begin.ok()?.timestamp().as_millisecond()).ok()
     }
 }

@@ -49,12 +49,6 @@ impl PollBackoff {
         Self { first, last, since: None }
     }
 
-    /// Sleeps until the next poll, at most `limit`, or until one of `fds` is readable.
-    pub fn sleep(&mut self, limit: Duration, fds: Fds<'_>) -> Result<(), Failure> {
-        let waited = self.since.get_or_insert_with(Instant::now).elapsed();
-        super::pause(self.pause_after(waited, limit), fds)
-    }
-
     /// How long to sleep after having waited for so long, `limit` before the next attempt.
     pub fn pause_after(&self, waited: Duration, limit: Duration) -> Duration {
         let pause = (waited / GROW).clamp(self.first, self.last);
@@ -65,7 +59,8 @@ impl PollBackoff {
 
 impl Queue for PollBackoff {
     fn wait(&mut self, _: bool, limit: Duration, fds: Fds<'_>) -> Result<(), Failure> {
-        self.sleep(limit, fds)
+        let waited = self.since.get_or_insert_with(Instant::now).elapsed();
+        super::pause(self.pause_after(waited, limit), fds)
     }
 
     fn leave(&mut self) {

@@ -53,7 +53,6 @@ pub fn endpoint(text: &str, what: &str) -> Result<(), Failure> {
     check(is_valid, &why, "it looks like `https://host:port`")
 }
 
-/// Checks the value of a header.
 pub fn header(text: &str, what: &str) -> Result<(), Failure> {
     let why = format!("the {what} has characters that a key cannot have");
     check(text.chars().all(|c| c.is_ascii_graphic()), &why, "it may have a line end or a space")
@@ -66,7 +65,6 @@ pub fn word(text: &str, what: &str) -> Result<(), Failure> {
     check(is_valid, &format!("the {what} is not valid"), "it consists of letters, digits and `-`")
 }
 
-/// Why a server has not answered.
 pub fn unanswered(error: &(dyn Error + 'static), server: &str) -> Failure {
     let Some(problem) = tls_error(error) else { return network::unanswered(error, server) };
     let why = format!("cannot connect to {server}: {}", tls_problem(problem));

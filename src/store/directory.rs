@@ -94,10 +94,6 @@ impl Store for Directory {
         scope::declare(&self.directory)
     }
 
-    fn repair(&self) -> &'static str {
-        "removing the file when nothing uses it"
-    }
-
     /// A poll is some six messages to a file server.
     fn poll_interval(&self) -> (Duration, Duration) {
         (Duration::from_millis(50), Duration::from_secs(1))

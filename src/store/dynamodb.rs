@@ -17,14 +17,12 @@ use self::table::{Names, Table, connect};
 use super::aws::{self, Account};
 use super::checks;
 use super::failure::{Cause, Failure};
-use super::key::name_after;
 use super::network::decoded;
 use super::runtime::PrivateRuntime;
-use super::seam::{Key, Kind, Next, Page, State, Store, Write};
+use super::seam::{Key, Kind, Next, Page, State, Store, Write, name_after};
 use crate::store::address::StoreSettings;
 use crate::sys::clock::since_1970;
 
-/// A table with an item per key.
 pub struct DynamoDb {
     names: Names,
     runtime: PrivateRuntime,
@@ -51,7 +49,6 @@ impl DynamoDb {
         Ok(Self { names, runtime: PrivateRuntime::default(), account })
     }
 
-    /// The key of the item of a register.
     fn stored(&self, key: &Key) -> Result<String, Failure> {
         if !self.names.is_aec {
             return Ok(key.stored_name());

@@ -14,9 +14,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::Location;
 use super::directory::{listed, name_of, stored_name};
-use super::failure::{Cause, Error, Failure};
+use super::failure::{Cause, Failure};
 use super::seam::{Key, Kind, Next, Page, Queue, State, Store, Write};
 use crate::sys::filesystem;
 use crate::sys::text::{self, io_message};
@@ -60,20 +59,6 @@ fn name_of_register(kind: Kind, file: &OsStr) -> Option<OsString> {
     } else {
         name_of(kind, file)
     }
-}
-
-/// All registers of a kind in a directory, as far as names of files tell: any file may be a lock.
-pub fn all_in(directory: &Path, kind: Kind) -> Result<Vec<Location>, Error> {
-    let names = match listed(directory, None, |file| name_of_register(kind, file)) {
-        // Keys need no directory before the first one.
-        Err(error) if kind != Kind::Lock && error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        names => names.map_err(|error| {
-            let failure = Failure::permanent(io_message(&error).to_string());
-            failure.during("list the lock directory", text::path(directory))
-        })?,
-    };
-    let location = |(name, _)| Location::File(directory.to_owned(), Key { kind, name });
-    Ok(names.into_iter().map(location).collect())
 }
 
 /// Why a directory does not keep what must outlive a crash of the machine.
@@ -123,27 +108,28 @@ impl Store for Files {
         }
     }
 
+    /// All registers, as far as the names of files tell: any file may be a lock.
     fn list(&mut self, kind: Kind, after: Option<&OsStr>) -> Result<Page, Failure> {
-        let listed = listed(&self.directory, after, |file| name_of_register(kind, file));
-        let names = listed.map_err(|error| io_failure(&self.directory, READ, &error))?;
-        // Other programs keep files there, too.
-        let load = |(name, _): (OsString, _)| {
-            let state = self.file(&Key { kind, name: name.clone() }).load().ok()?;
-            Some((name, state))
-        };
-        Ok(Page { entries: names.into_iter().filter_map(load).collect(), next: None })
-    }
-
-    fn purge(&mut self, key: &Key, expected: &State) -> Result<Write, Failure> {
-        self.put(key, expected, &Next { number: 0, value: None, keep: None })
-    }
-
-    fn repair(&self) -> &'static str {
-        "removing the file when nothing uses it"
+        let names = listed(&self.directory, after, |file| name_of_register(kind, file));
+        let names = names.map_err(|error| {
+            // Keys need no directory before the first one.
+            let is_none = kind != Kind::Lock && error.kind() == io::ErrorKind::NotFound;
+            let cause = if is_none { Cause::NotPrepared } else { Cause::Permanent };
+            let failure = Failure::permanent(io_message(&error).to_string());
+            Failure { cause, ..failure.during_action("list the lock directory") }
+        })?;
+        let unread = State { value: Some(String::new()), ..State::default() };
+        let entries = names.into_iter().map(|(name, _)| (name, unread.clone())).collect();
+        Ok(Page { entries, next: None })
     }
 
     fn counts(&self) -> bool {
         false
+    }
+
+    /// A release removes the file.
+    fn expires(&self) -> bool {
+        true
     }
 
     fn foreign(&self, why: &str) -> Failure {

@@ -12,7 +12,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Error, Row as _};
 use super::backoff::PollBackoff;
 use super::failure::{Cause, Failure, Result};
 use super::network::tls_error;
-use super::seam::Fds;
+use super::seam::{Fds, Queue as _};
 use super::sql::address::{Address, Server, TlsMode};
 use super::sql::engine::{Answer, Asked, Engine, Phase, of, send};
 use super::sql::{Sql, hex};
@@ -24,7 +24,6 @@ const POLLS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_m
 /// For how long one statement waits in the queue, in seconds. The next one is behind all others.
 const STANDING: u32 = 6 * 3600;
 
-/// How long a label of a waiter may be.
 const MAX_LABEL: usize = 120;
 
 /// How many connections there are; how many there may be, how many this user may have (0 for any
@@ -41,7 +40,6 @@ pub struct Session {
     is_set_up: bool,
 }
 
-/// A waiter's place in the queue.
 pub enum Place {
     /// A statement that waits, in a session that comes back with its answer.
     Queued(Pin<Box<dyn Future<Output = (Session, Asked)> + Send>>),
@@ -154,7 +152,6 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
     }
 
     async fn close(session: Session) {
-        // Best effort.
         let _ = session.connection.close().await;
     }
 
@@ -202,7 +199,7 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
         }
         let answer = match &mut sql.place {
             None => return Ok(()),
-            Some(Place::First(polls)) => return polls.sleep(limit, fds),
+            Some(Place::First(polls)) => return polls.wait(true, limit, fds),
             Some(Place::Queued(standing)) => sql.runtime.wait(standing, limit, fds)?,
         };
         let Some((session, answer)) = answer else { return Ok(()) };

@@ -121,7 +121,6 @@ pub fn variable(name: &str) -> Option<String> {
     Some(trimmed(&value).to_owned()).filter(|value| !value.is_empty())
 }
 
-/// Without line ends.
 pub fn trimmed(text: &str) -> &str {
     text.trim_end_matches(['\r', '\n'])
 }
@@ -193,7 +192,6 @@ pub fn chain<'a>(error: Cause<'a>) -> impl Iterator<Item = Cause<'a>> {
 
 type Cause<'a> = &'a (dyn Error + 'static);
 
-/// The error of TLS among the causes of an error.
 pub fn tls_error<'a>(error: Cause<'a>) -> Option<&'a rustls::Error> {
     chain(error).find_map(|error| error.downcast_ref())
 }

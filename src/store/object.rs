@@ -23,21 +23,18 @@ pub use self::address::read as open;
 use self::http::{CONDITIONS, refusal};
 use self::layout::{Body, decode, encode};
 use super::failure::{Cause, Failure};
-use super::key::name_after;
 use super::runtime::PrivateRuntime;
-use super::seam::{Key, Kind, Next, Page, State, Store, Write};
+use super::seam::{Key, Kind, Next, Page, State, Store, Write, name_after};
 use crate::sys::clock::since_1970;
 use crate::sys::random::random_token;
 use crate::sys::text::io_message;
 
-/// So many objects are read for a page of a list.
 const PAGE: usize = 1000;
 
 /// A version that no object has, with an ETag as Azure writes it. S3 takes any, and Google compares
 /// the generation.
 const OTHER_VERSION: Option<&[u8]> = Some(b"\"0x8D0000000000000\"\n1");
 
-/// A bucket with an object per key.
 pub struct Objects {
     bucket: String,
     /// What the names of all objects begin with.

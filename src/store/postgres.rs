@@ -211,7 +211,6 @@ fn line(name: &str) -> String {
     format!("(({number}) # 'serializer_locks'::regclass::oid::integer)")
 }
 
-/// The advisory locks that are tickets of a queue.
 fn tickets(name: &str) -> String {
     format!(
         "pg_catalog.pg_locks AS taken WHERE taken.locktype = 'advisory' AND taken.objsubid = 2 AND \

@@ -29,7 +29,6 @@ impl PrivateRuntime {
         Ok(self.0.insert(runtime).block_on(future))
     }
 
-    /// Closes all connections.
     pub fn shut_down(&mut self) {
         if let Some(runtime) = self.0.take() {
             // Dropping it waits for a name look-up, however long that takes.

@@ -8,8 +8,12 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::directory::names::sha256;
 use super::failure::{Failure, Result};
 use crate::store::waiter::Waiter;
+
+/// The longest name that a store keeps as it is, in bytes: what every engine can index.
+const MAX_NAME: usize = 200;
 
 /// What a register is for. Each kind has its own names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -54,6 +58,31 @@ impl Key {
     pub fn lock(name: &OsStr) -> Self {
         Self { kind: Kind::Lock, name: name.to_owned() }
     }
+
+    /// The name of its register in a store: the prefix of its kind, and its name. A name that is
+    /// too long or not text is its beginning and a hash, and so is the name of a lock that begins
+    /// with such a prefix.
+    pub fn stored_name(&self) -> String {
+        let prefix = self.kind.prefix();
+        let is_reserved = self.kind == Kind::Lock && Kind::is_reserved(&self.name);
+        let is_kept = |text: &&str| text.len() <= MAX_NAME && !text.contains('\0') && !is_reserved;
+        if let Some(text) = self.name.to_str().filter(is_kept) {
+            return format!("{prefix}{text}");
+        }
+        let hash = sha256(self.name.as_bytes());
+        let shown = self.name.to_string_lossy();
+        let shown: String = shown.chars().filter(|c| *c != '\0').take(30).collect();
+        let shown = if is_reserved { shown.replacen('/', "_", 1) } else { shown };
+        format!("{prefix}{shown}~{hash}")
+    }
+}
+
+/// A name that opens the register with this stored name, if it is one of `kind`, and behind
+/// `after`.
+pub fn name_after(stored: &str, kind: Kind, after: Option<&OsStr>) -> Option<OsString> {
+    let rest = |kind: &Kind| Some((*kind, stored.strip_prefix(kind.prefix())?));
+    let (found, name) = Kind::PREFIXED.iter().find_map(rest).unwrap_or((Kind::Lock, stored));
+    (found == kind && after.is_none_or(|after| OsStr::new(name) > after)).then(|| name.into())
 }
 
 /// The state of a register as of one moment.
@@ -100,7 +129,7 @@ pub struct Next<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     /// Names and states, with the time in a database. A name may be shortened; it opens the same
-    /// register. The value of a register that cannot be read is empty; [`Store::get`] tells why.
+    /// register. A value that cannot be read, or was not, is empty; [`Store::get`] tells it.
     pub entries: Vec<(OsString, State)>,
     /// The name after which the next page begins.
     pub next: Option<OsString>,
@@ -141,7 +170,9 @@ pub trait Store: Send {
     fn disconnect(&mut self) {}
 
     /// The action that frees a register with a foreign value, as part of a sentence.
-    fn repair(&self) -> &'static str;
+    fn repair(&self) -> &'static str {
+        "removing the file when nothing uses it"
+    }
 
     /// The failure to report for a value that is not a record, for the reason `why`.
     fn foreign(&self, why: &str) -> Failure {

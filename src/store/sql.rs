@@ -17,7 +17,6 @@ use super::seam::{Key, Kind, Next, Page, Queue, State, Store, Write};
 use crate::store::address::StoreSettings;
 use crate::sys::text;
 
-/// How many rows a page of `list` has.
 const PAGE: usize = 500;
 
 /// How long a read-only server counts as failing over.
@@ -26,7 +25,6 @@ const FAIL_OVER: Duration = Duration::from_secs(120);
 /// What is escaped in a record, beside all that is not ASCII.
 const ESCAPED: &AsciiSet = &AsciiSet::EMPTY.add(b'%');
 
-/// A store in a database.
 pub struct Sql<E: Engine> {
     pub settings: StoreSettings,
     /// For the first connection: a password file may be a pipe. Later ones read it anew, because
@@ -37,7 +35,6 @@ pub struct Sql<E: Engine> {
     pub session: Option<E::Session>,
     /// The stored name of the register with the queue in use.
     pub name: String,
-    /// The place in the queue.
     pub place: Option<E::Place>,
     /// Whether the server has what the queue needs.
     pub has_queue: bool,
@@ -88,7 +85,6 @@ impl<E: Engine> Sql<E> {
         Failure { cause, ..failure }
     }
 
-    /// The condition that a row is still in this state.
     fn condition(key: &Key, expected: &State) -> String {
         let seen = String::from_utf8_lossy(expected.version.as_deref().unwrap_or_default());
         let stored = seen.split_once(' ').filter(|_| expected.value.is_some());
@@ -99,7 +95,6 @@ impl<E: Engine> Sql<E> {
     }
 }
 
-/// Bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -122,7 +117,6 @@ fn state(row: &[Option<String>]) -> Result<State> {
     Ok(State { version, number, value, ..free })
 }
 
-/// The condition that selects a page of names of a kind.
 fn page_condition<E: Engine>(kind: Kind, after: Option<&OsStr>) -> String {
     let others = Kind::PREFIXED.map(|other| format!("name NOT LIKE '{}%'", other.prefix()));
     let of_kind = match kind {

@@ -13,7 +13,6 @@ use crate::store::seam::{Key, Kind};
 /// The longest name of a file, in bytes; most file systems take 255.
 const MAX_NAME: usize = 240;
 
-/// The name of a register's file.
 pub fn stored_name(key: &Key) -> OsString {
     if key.kind == Kind::Lock && Kind::is_reserved(&key.name) {
         return OsString::from_vec(hashed(&key.name));
@@ -75,7 +74,6 @@ fn hashed(name: &OsStr) -> Vec<u8> {
     format!("{shown}~{}", sha256(name.as_bytes())).into_bytes()
 }
 
-/// The SHA-256 of some bytes, in hexadecimal digits.
 pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

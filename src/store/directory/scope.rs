@@ -74,12 +74,7 @@ fn line(file: &File) -> Result<Option<String>, Failure> {
     as_mounted(&name, &options)
 }
 
-/// The line for a file system that is not local, by the name and the options of its mount: the line
-/// that the marker must have, or `None` where every host sees a flock.
-///
-/// # Errors
-///
-/// Flocks there are this host's alone, or unknown.
+/// The same for a file system that is not local, by the name and the options of its mount.
 pub fn as_mounted(name: &str, options: &str) -> Result<Option<String>, Failure> {
     let what = match (name, options.split(',').find(|option| LOCAL_FLOCKS.contains(option))) {
         (_, Some(option)) => format!("{name}, mounted with `{option}`"),

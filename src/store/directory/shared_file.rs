@@ -21,7 +21,6 @@ use crate::sys::random::jittered;
 /// The pause between two tries for the flock: its holders read or write a few hundred bytes.
 const FLOCK_PAUSE: Duration = Duration::from_millis(4);
 
-/// One register's file.
 #[derive(Debug)]
 pub struct SharedFile {
     path: PathBuf,
@@ -61,7 +60,6 @@ impl SharedFile {
         Ok(State { version, number, value, ..State::default() })
     }
 
-    /// Writes `next` if the state is still `expected`.
     pub fn store(&mut self, expected: &State, next: &Next<'_>) -> Result<Write, Failure> {
         let found = match self.open(true)? {
             Some(found) => found,

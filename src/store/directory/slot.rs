@@ -31,13 +31,11 @@ const MAX_HEADER: usize = 256;
 /// How many bytes are read first, nearly always all of them.
 const FIRST_READ: usize = 4096;
 
-/// A state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slot {
     /// Larger than the numbers of all states before it.
     pub number: u64,
     nonce: String,
-    /// The stored text.
     pub text: Option<String>,
 }
 

@@ -28,7 +28,6 @@ const AEC: &str = "aec\n";
 const FINISHED: &str = "FINISHED";
 const FAILED: &str = "FAILED";
 
-/// Whether the option `layout` names this layout.
 pub fn is_named(layout: Option<String>) -> Result<bool, Failure> {
     match layout.as_deref() {
         None => Ok(false),
@@ -72,7 +71,6 @@ fn written(time: Timestamp) -> String {
     time.to_zoned(zone()).strftime("%Y-%m-%dT%H:%M:%S%.6f").to_string()
 }
 
-/// The state of the item of `key`.
 fn state_of(key: &str, item: &Item) -> Result<State, Failure> {
     if item.contains_key("format") {
         return state(item);

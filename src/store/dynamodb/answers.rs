@@ -17,14 +17,11 @@ use crate::store::seam::Write;
 const WRONG_KEYS: [&str; 4] =
     ["key element", "key schema", "conditions on the keys", "Type mismatch for key"];
 
-/// The words of codes for too many requests.
 const THROTTLED: [&str; 4] = ["Throughput", "Throttl", "LimitExceeded", "TooManyRequests"];
 
-/// A request that failed.
 type Failed<E> = SdkError<E, HttpResponse>;
 
 impl Table {
-    /// How a conditional write ended.
     pub fn done<T, E: ProvideErrorMetadata>(
         &self,
         sent: Result<T, Failed<E>>,

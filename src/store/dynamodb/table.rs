@@ -23,7 +23,6 @@ use crate::store::seam::{Next, State, Write};
 use crate::sys::clock::since_1970;
 use crate::sys::random::jittered;
 
-/// The format that is written.
 pub const FORMAT: u64 = 1;
 
 /// It takes DynamoDB some seconds. A process that waits for longer asks again.
@@ -35,11 +34,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// A key that no lock has.
 const PROBE: &str = ".serializer.probe";
 
-/// How the table and its attributes are called.
 #[derive(Clone)]
 pub struct Names {
     pub table: String,
-    /// The table's key.
     pub key: String,
     /// The attribute with the time at which DynamoDB may remove an item.
     pub ttl: String,
@@ -254,7 +251,6 @@ pub fn text(text: impl ToString) -> AttributeValue {
     AttributeValue::S(text.to_string())
 }
 
-/// The state that an item is in.
 pub fn state(item: &Item) -> Result<State, Failure> {
     let text_of = |name: &str| match item.get(name) {
         None => Ok(None),

@@ -103,7 +103,6 @@ impl LockFile {
         Ok(write)
     }
 
-    /// Stores a text over the state `seen`.
     pub(super) fn replace(
         &self,
         seen: &State,
@@ -154,7 +153,6 @@ impl LockFile {
         settled.map(|_| Write::Conflict).map_err(self.failure(CHANGE))
     }
 
-    /// Removes the file, if it is still in the state `version`.
     pub(super) fn delete(&self, version: &[u8]) -> Result<Write, Failure> {
         let Some(_flocked) = self.open_flocked(REMOVE, version)? else {
             return Ok(Write::Conflict);

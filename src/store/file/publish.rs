@@ -19,7 +19,7 @@ use crate::sys::random::random_token;
 /// Users of all hosts must be able to use a file; the umask restricts it.
 pub(in crate::store) const MODE: Mode = Mode::from_raw_mode(0o666);
 
-const NEW: OFlags = OFlags::CREATE
+pub const NEW: OFlags = OFlags::CREATE
     .union(OFlags::EXCL)
     .union(OFlags::RDWR)
     .union(OFlags::NOFOLLOW)
@@ -132,7 +132,6 @@ pub fn flock_within(
     }
 }
 
-/// Whether `path` leads to this very file.
 pub fn leads_to(path: &Path, file: &File) -> io::Result<bool> {
     match lstat(path).and_then(|there| Ok((there, fstat(file)?))) {
         Ok((there, here)) => Ok((there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)),
@@ -203,7 +202,6 @@ fn complete(file: &File, fill: Fill<'_>) -> io::Result<()> {
     fill(file).and_then(|()| flock(file))
 }
 
-/// The directory of a file.
 pub fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -21,7 +21,7 @@ use rustix::fs::{CWD, FlockOperation, OFlags, fcntl_lock, openat};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, Pid, fcntl_getlk};
 
-use super::publish::{MODE, leads_to, open, unlink};
+use super::publish::{MODE, NEW, leads_to, open, unlink};
 use super::wakeup;
 use crate::store::failure::Failure;
 use crate::store::pause;
@@ -40,7 +40,6 @@ const SWEEP_PAUSE: Duration = Duration::from_millis(1);
 /// The interval between two polls of a waiter that does not queue, and hears none.
 const WATCH: Duration = Duration::from_millis(50);
 
-/// The place of this process among the waiters for a lock.
 #[derive(Debug)]
 pub struct FileQueue {
     lock: PathBuf,
@@ -64,7 +63,6 @@ enum Position {
 }
 
 impl FileQueue {
-    /// Of the lock at `path`. Does not touch the file system yet.
     pub fn new(path: &Path) -> Self {
         let mut name = path.as_os_str().to_owned();
         name.push(".queue");
@@ -232,9 +230,7 @@ fn join(path: &Path, lock: impl Fn(&File) -> io::Result<()>) -> io::Result<File>
     }
     for _ in 0..MAX_FILES {
         let Some(file) = open_existing(path)? else {
-            let flags =
-                OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            match openat(CWD, path, flags, MODE) {
+            match openat(CWD, path, NEW, MODE) {
                 Ok(_) | Err(Errno::EXIST) => continue,
                 Err(error) => return Err(error.into()),
             }
@@ -263,7 +259,6 @@ fn open_existing(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Whether another process has a record lock on it.
 fn others_are_at(file: &File) -> bool {
     matches!(fcntl_getlk(file, &Flock::from(FlockType::WriteLock)), Ok(Some(_)))
 }

@@ -12,19 +12,15 @@ use std::path::Path;
 use super::publish::directory;
 use crate::sys::files::abstract_address;
 
-/// How much of a file's name goes into the socket's name, which holds 107 bytes. Two names that
-/// differ only behind it wake each other's waiters, which is harmless.
-const MAX_NAME: usize = 40;
-
 /// How many wake-ups to read at once: more than a socket's queue usually holds.
 const MAX_DATAGRAMS: usize = 64;
 
 /// Directory and file name, so that all spellings of a path meet.
 fn address(path: &Path) -> Option<SocketAddr> {
     let directory = fs::metadata(directory(path)).ok()?;
-    let file = path.file_name()?.as_bytes();
-    let file = file[..file.len().min(MAX_NAME)].escape_ascii();
+    let file = path.file_name()?.as_bytes().escape_ascii();
     let mut name = format!("serializer:{:x}:{:x}:{file}", directory.dev(), directory.ino());
+    // Two names that differ only behind it wake each other's waiters, which is harmless.
     name.truncate(107);
     abstract_address(&name)
 }

@@ -60,7 +60,6 @@ fn account(address: &Address) -> Result<Account, Failure> {
     Ok([name, endpoint, key, sas])
 }
 
-/// A client of a container.
 pub fn client(address: &Address, container: &str, connector: Connector) -> Result<Client, Failure> {
     let [name, endpoint, key, sas] = account(address)?;
     // Credentials of the environment would come before those of the address.

@@ -25,7 +25,6 @@ use crate::store::failure::{Cause, Failure};
 use crate::store::network::{certificates, chain, innermost, sentence};
 use crate::sys::text;
 
-/// A request that did not succeed.
 #[derive(Debug, thiserror::Error)]
 #[error("`{server}` has not done what it was asked")]
 pub struct Exchange {
@@ -35,7 +34,6 @@ pub struct Exchange {
     pub answer: Result<Answer, Failure>,
 }
 
-/// A refusal.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -43,7 +41,6 @@ pub struct Answer {
     pub code: String,
     /// All of it, as part of a sentence.
     pub why: String,
-    /// The region of the bucket.
     pub region: Option<String>,
 }
 
@@ -150,7 +147,6 @@ impl HttpService for Connector {
     }
 }
 
-/// The hint for a store without conditional writes.
 pub const CONDITIONS: &str = "locks need a store with conditional writes (`If-None-Match: *` and \
                               `If-Match`), as S3 itself has them";
 

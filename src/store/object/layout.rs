@@ -18,7 +18,6 @@ use crate::store::failure::Failure;
 
 const MAGIC: &str = "serializer-lock ";
 
-/// The format that is written.
 const FORMAT: u32 = 1;
 
 /// The largest object: a value, and the lines above it.
@@ -30,7 +29,6 @@ const END: &str = ".lock";
 /// Every server and proxy decodes the rest alike.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
 
-/// An object, taken apart.
 pub struct Body {
     pub number: u64,
     pub value: Option<String>,

@@ -54,7 +54,6 @@ pub struct Address {
     pub given: Given,
 }
 
-/// A host, and its own port.
 type Host = (String, Option<u16>);
 
 /// Other names of options. A socket stands where a host does.
@@ -140,16 +139,13 @@ fn port(text: &str) -> Result<u16> {
     port.ok_or_else(|| Failure::permanent("the address's port is not a number from 1 to 65535"))
 }
 
-/// What to do about a certificate that is not trusted.
 pub const ROOTS_HINT: &str = "`sslrootcert` (or `ssl_ca`) names a file with the authority's \
                               certificate, or is `system`; the server's name is checked, too; \
                               `sslmode=require` (`ssl_mode=REQUIRED`) encrypts without looking at \
                               the certificate";
 
-/// What to do about a server that does not encrypt.
 pub const PLAIN_HINT: &str = "`?sslmode=disable` at the end of the address does without encryption";
 
-/// How much TLS a connection has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TlsMode {
     Disable,
@@ -160,7 +156,6 @@ pub enum TlsMode {
     Verify,
 }
 
-/// How a connection is encrypted.
 #[derive(Debug)]
 pub struct Tls {
     pub mode: TlsMode,

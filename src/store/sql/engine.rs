@@ -25,7 +25,6 @@ impl Answer {
     }
 }
 
-/// A kind of database.
 pub trait Engine: Sized + Send {
     type Session: Send;
     type Place: Send;
@@ -38,7 +37,6 @@ pub trait Engine: Sized + Send {
     /// Options with variables that give their values where the address leaves them out.
     const VARIABLES: &'static str = "";
     const EXAMPLE: &'static str;
-    /// The statements that create the table.
     const SCHEMA: &'static str;
     /// The server's clock in milliseconds, read before the row.
     const NOW: &'static str;
@@ -62,7 +60,6 @@ pub trait Engine: Sized + Send {
     /// Sends statements, and waits for the answer for at most `limit`.
     async fn ask(on: &mut Self::Session, sql: String, phase: Phase, limit: Duration) -> Asked;
 
-    /// Ends a session politely.
     async fn close(session: Self::Session);
 
     /// The code of a refusal, and whether it ends the session.
@@ -138,7 +135,6 @@ const HINTS: &str = "\
 25006 1290 1792 1836: if the server is a standby, name the primary in the address; otherwise, \
     `read_only` or `default_transaction_read_only` is set for the server, the database or the user";
 
-/// What was going on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Connect,
@@ -202,7 +198,6 @@ fn refusal<E: Engine>(error: &dyn DatabaseError, phase: Phase) -> Failure {
     Failure { cause, hint, is_indefinite, ..Failure::permanent(why) }
 }
 
-/// No answer within the time.
 pub fn no_answer(phase: Phase) -> Failure {
     let failure = Failure::transient("the server does not answer in time");
     Failure { is_indefinite: phase == Phase::Write, ..failure }

@@ -94,7 +94,6 @@ impl<E: Engine> Sql<E> {
         }
     }
 
-    /// Closes all sessions.
     pub fn end(&mut self) {
         self.place = None;
         self.close_session();

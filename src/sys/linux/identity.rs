@@ -17,17 +17,14 @@ pub fn wall_clock(start: u64) -> Option<SystemTime> {
     SystemTime::now().checked_sub(Duration::from_millis(since_boot().checked_sub(started)?))
 }
 
-/// `/etc/machine-id`.
 pub fn machine() -> Option<String> {
     fs::read_to_string("/etc/machine-id").ok()
 }
 
-/// The kernel's random id of this boot.
 pub fn boot() -> Option<String> {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()
 }
 
-/// The inode number of this PID namespace.
 pub fn pid_namespace() -> Option<u64> {
     fs::metadata("/proc/self/ns/pid").ok().map(|metadata| metadata.ino())
 }

@@ -6,7 +6,6 @@ use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -20,6 +19,7 @@ use rustix::process::{
     set_parent_process_death_signal, test_kill_process,
 };
 
+use super::identity::pid_namespace;
 use crate::sys::identity::ProcessIdentity;
 use crate::sys::poll::is_readable;
 use crate::sys::process::{Absence, running};
@@ -122,7 +122,6 @@ fn status_field(pid: Pid, name: &str) -> Option<String> {
     status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
 }
 
-/// A field of `/proc/PID/stat`, see proc(5).
 fn stat_field<T: FromStr>(pid: Pid, field: usize) -> Option<T> {
     let stat = read_proc(pid, "stat")?;
     // The name in field 2 may hold spaces, parentheses and other bytes. Field 3 follows its end.
@@ -197,8 +196,7 @@ pub fn this_program() -> PathBuf {
 /// only if it is certain that it does not exist: all processes are seen from here.
 pub fn find_by_inode(wanted: u64) -> io::Result<Option<Process>> {
     // `/proc` shows the first PID namespace, and with `hidepid` would hide PID 1, which is root's.
-    let is_first = fs::metadata("/proc/self/ns/pid")
-        .is_ok_and(|namespace| namespace.ino() == FIRST_PID_NAMESPACE);
+    let is_first = pid_namespace() == Some(FIRST_PID_NAMESPACE);
     let mut sees_all = is_first && read_proc(Pid::INIT, "stat").is_some();
     for pid in listed()? {
         match pidfd_open(pid, PidfdFlags::empty()) {

@@ -2,13 +2,13 @@
 
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use crate::sys::clock::{since_1970, since_boot};
 use crate::sys::poll::is_readable;
-use crate::sys::quietly;
+use crate::sys::{locked, quietly};
 
 /// The poll interval: the clock may be set, and may continue while the host sleeps.
 const POLL: Duration = Duration::from_millis(50);
@@ -32,7 +32,7 @@ impl Timer {
         quietly("timer", move || {
             // Ends with the timer.
             while let Some(when) = weak.upgrade() {
-                let mut when = lock(&when);
+                let mut when = locked(&when);
                 if when.take_if(|when| *when <= clock()).is_some() {
                     let _ = writer.write_all(&[0]);
                 }
@@ -44,7 +44,7 @@ impl Timer {
     }
 
     pub fn set(&self, when: u64) -> io::Result<()> {
-        let mut pending = lock(&self.1);
+        let mut pending = locked(&self.1);
         *pending = Some(when);
         // The pipe has at most one byte.
         if is_readable(&self.0) { (&self.0).read_exact(&mut [0]) } else { Ok(()) }
@@ -53,8 +53,4 @@ impl Timer {
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
-}
-
-fn lock(when: &Mutex<Option<u64>>) -> MutexGuard<'_, Option<u64>> {
-    when.lock().unwrap_or_else(PoisonError::into_inner)
 }
