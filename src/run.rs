@@ -23,8 +23,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{getpgid, getpgrp, getsid};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, WaitId, WaitIdOptions, WaitIdStatus, WaitOptions, WaitStatus, getpid, wait, waitid,
-    waitpid,
+    Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpid, wait, waitid, waitpid,
 };
 
 use crate::sys::clock::since_boot;
@@ -136,19 +135,14 @@ impl Child {
 
     /// Whether it can still be started: it was not killed.
     pub fn is_alive(&self) -> bool {
-        let what = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        matches!(wait_for(self.whom(), what), Ok(None))
+        has_come(self.whom(), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) == Ok(false)
     }
 
     /// Lets the command run, with our stdin, and with `variables` besides ours. If it is to end
     /// with its lock, it is killed when this process ends, because then the lease is not renewed.
     pub fn start(&mut self, variables: Vec<(String, String)>) -> io::Result<()> {
-        shim::go(
-            &self.channel,
-            variables,
-            &self.signals.of_command(),
-            self.descendants.end_with_the_lock,
-        )?;
+        let is_bound = self.descendants.end_with_the_lock;
+        shim::go(&self.channel, variables, &self.signals.of_command(), is_bound)?;
         self.is_started = true;
         Ok(())
     }
@@ -199,10 +193,8 @@ impl Child {
                 end_tree(self.pid.unwrap_or_else(getpid), (lease.kill_at)())?;
             // A signal that was read may have told of an end or a stop.
             } else if !self.pass_on_signals(lease)? {
-                poll::sleep(
-                    LONG,
-                    &self.signals.fds().into_iter().chain(lease.lost).collect::<Vec<_>>(),
-                )?;
+                let fds = self.signals.fds().into_iter().chain(lease.lost);
+                poll::sleep(LONG, &fds.collect::<Vec<_>>())?;
             }
         }
     }
@@ -220,10 +212,8 @@ impl Child {
             }
             if self.descendants.end_by_signals && signal != Signal::SIGCONT {
                 self.end.is_stopped = true;
-                end_tree(
-                    self.pid.unwrap_or_else(getpid),
-                    (since_boot() + GRACE).min((lease.kill_at)()),
-                )?;
+                let kill_at = (since_boot() + GRACE).min((lease.kill_at)());
+                end_tree(self.pid.unwrap_or_else(getpid), kill_at)?;
                 continue;
             }
             self.end.is_interrupted |= signal == Signal::SIGINT;
@@ -253,8 +243,7 @@ impl Child {
             |signal| self.descendants.end_with_the_lock.then(|| signal_descendants(signal));
         signal_all(rustix::process::Signal::STOP);
         self.signals.stop_unless(signal, || {
-            let is_so =
-                |what| !matches!(wait_for(self.whom(), what | WaitIdOptions::NOHANG), Ok(None));
+            let is_so = |what| has_come(self.whom(), what) != Ok(false);
             // Of several, one may have ended while others are stopped.
             is_so(WaitIdOptions::CONTINUED)
                 || self.pid.is_some() && is_so(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
@@ -275,7 +264,7 @@ impl Drop for Child {
     fn drop(&mut self) {
         if let Some(pid) = self.pid.filter(|_| !self.is_started) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            let _ = wait_for(WaitId::Pid(pid), WaitIdOptions::EXITED);
+            let _ = waitpid(Some(pid), WaitOptions::empty());
         }
     }
 }
@@ -283,12 +272,13 @@ impl Drop for Child {
 /// Reaps orphans that have become our children and have ended, but for `own`.
 pub fn reap_orphans(own: &[Pid]) {
     for pid in process::children().into_iter().filter(|pid| !own.contains(pid)) {
-        let _ = wait_for(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        let _ = has_come(WaitId::Pid(pid), WaitIdOptions::EXITED);
     }
 }
 
-fn wait_for(whom: WaitId<'_>, options: WaitIdOptions) -> rustix::io::Result<Option<WaitIdStatus>> {
-    rustix::io::retry_on_intr(|| waitid(whom.clone(), options))
+/// Whether such a change of our children has come.
+fn has_come(whom: WaitId<'_>, what: WaitIdOptions) -> rustix::io::Result<bool> {
+    waitid(whom, what | WaitIdOptions::NOHANG).map(|status| status.is_some())
 }
 
 fn nix_pid(pid: Pid) -> nix::unistd::Pid {
