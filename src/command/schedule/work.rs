@@ -106,7 +106,7 @@ impl<'a> TaskStore<'a> {
         let store = meltano.as_deref().map(StoreUrl::parse).or(store.clone());
         let args = PlaceArgs { store, ..args.place.clone() };
         let place = made(environment.key(Kind::Schedule, &args, ANY)?)?;
-        let lease = place.is_shared().then(|| environment.lease(&args)).transpose()?;
+        let lease = environment.lease(&args, &place)?;
         Ok(Self { any: Register::open(&place)?, place, judge, lease })
     }
 
