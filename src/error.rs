@@ -28,7 +28,6 @@ impl Error {
         Self { message: message.into(), hint: None, code }
     }
 
-    /// A wrong command line or setting.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(USAGE, message)
     }

@@ -47,7 +47,6 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
         .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
-/// Returns the exit code.
 pub fn execute(lock: &Location, job: &Job) -> Result<u8, Error> {
     perform(lock, job).map(|ran| ran.map_or(job.skipped_exit_code, |ran| ran.code))
 }

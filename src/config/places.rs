@@ -127,7 +127,6 @@ impl Environment {
     }
 }
 
-/// The lock file at a path from the working directory.
 pub fn lock_file_at(path: &Path) -> Result<Location, Error> {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     Ok(Location::file(&lock_path(absolute, path)?))

@@ -40,7 +40,6 @@ pub const LIMITED: &str = "run-limited";
 /// A slot that has not started after this time is overdue, in milliseconds.
 pub const OVERDUE: u64 = 60_000;
 
-/// Where the state of tasks is.
 pub struct TaskStore<'a> {
     /// The location of any task.
     pub place: Location,
