@@ -22,12 +22,9 @@ use crate::record::mode::MAX_SLOTS;
 use crate::store::address::StoreUrl;
 use crate::store::engines;
 use crate::values;
-pub use lock::{BreakArgs, DoctorArgs, InitializeArgs, LockArgs, StatusArgs, UnlockArgs, WaitArgs};
-pub use run::{CommandArgs, FlockArgs, ForgetArgs, OnceArgs, RuleArgs, RunArgs};
-pub use schedule::{
-    CatalogArgs, NextArgs, PauseArgs, RunTaskArgs, ScheduleCommand, ScheduleStatusArgs, TasksArgs,
-    TickArgs,
-};
+pub use lock::*;
+pub use run::*;
+pub use schedule::*;
 
 /// Marks names of locks for [`crate::command::completions`]. Nothing else here is the name of a
 /// host.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 
-use crate::cli::{PlaceArgs, RequestArgs, RuleArgs, WaitingArgs};
+use crate::cli::{RequestArgs, RuleArgs, WaitingArgs};
 use crate::error::Error;
 use crate::lease::OnLost;
 use crate::lock::Request;
@@ -17,7 +17,6 @@ use crate::lock::staleness::Orphans;
 use crate::lock::waiting::Waiting;
 use crate::record::mode::{MAX_SLOTS, Mode};
 use crate::record::run::Rule;
-use crate::store::Location;
 use crate::sys::local_time::named_zone;
 use crate::sys::text;
 use crate::values::{
@@ -103,19 +102,13 @@ impl Environment {
         Ok(Waiting { max_attempts, sleep, timeout, warn_after })
     }
 
-    pub fn request(
-        &self,
-        args: &RequestArgs,
-        place: &PlaceArgs,
-        location: &Location,
-    ) -> Result<Request, Error> {
+    pub fn request(&self, args: &RequestArgs, lease: Option<Duration>) -> Result<Request, Error> {
         let mode = if args.shared {
             Mode::Shared
         } else {
             self.resolve(args.slots, "SLOTS", parse_positive::<MAX_SLOTS>)?
                 .map_or(Mode::EXCLUSIVE, Mode::Slots)
         };
-        let lease = location.is_shared().then(|| self.lease(place)).transpose()?;
         if lease.is_none() && self.is_set("LEASE_SECONDS") {
             tracing::warn!(
                 "`{PREFIX}LEASE_SECONDS` has no effect without `{PREFIX}STORE` or `{PREFIX}DIR`: \
@@ -126,13 +119,8 @@ impl Environment {
         Ok(Request { mode, at_least, lease, ..Request::default() })
     }
 
-    /// How to run a key once, which is in `location`.
-    pub fn once(
-        &self,
-        args: &RuleArgs,
-        place: &PlaceArgs,
-        location: &Location,
-    ) -> Result<Request, Error> {
+    /// How to run a key once.
+    pub fn once(&self, args: &RuleArgs, lease: Option<Duration>) -> Result<Request, Error> {
         let RuleArgs { per, valid_for, tries, interrupted } = *args;
         if let (Some(_), Err(name)) = (per, named_zone()) {
             let what = format!("`TZ` is `{}`, which is not a time zone", text::field(&name));
@@ -140,7 +128,6 @@ impl Environment {
             return Err(error.with_hint("`ls /usr/share/zoneinfo` shows which there are"));
         }
         let rule = Rule { per, valid_for, tries, interrupted: interrupted.unwrap_or_default() };
-        let lease = location.is_shared().then(|| self.lease(place)).transpose()?;
         Ok(Request { lease, once: Some(rule), ..Request::default() })
     }
 

@@ -14,29 +14,27 @@ use crate::store::{self, Location};
 use crate::sys::local_time::short;
 use crate::sys::text::{io_message, quoted};
 
+/// The hint after a loss.
+const OVERLAP: &str = "work done since then may have overlapped with another process";
+
 /// Why a command failed. The message is complete.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     message: String,
-    /// What the user can do about it.
     pub hint: Option<String>,
-    /// The exit code of the program.
     pub code: u8,
 }
 
 impl Error {
-    /// Ends the program with this exit code.
     pub fn new(code: u8, message: impl Into<String>) -> Self {
         Self { message: message.into(), hint: None, code }
     }
 
-    /// A wrong command line or setting.
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(USAGE, message)
     }
 
-    /// Something else that could not be done.
     pub fn failed(message: impl Into<String>) -> Self {
         Self::new(FAILED, message)
     }
@@ -46,7 +44,6 @@ impl Error {
         Self::failed(format!("{what}: {}", io_message(error)))
     }
 
-    /// Says what the user can do about it.
     pub fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
@@ -60,14 +57,10 @@ impl Error {
     /// all causes.
     pub fn lost(lock: &Location, why: impl fmt::Display, holders: &[Holding]) -> Self {
         let location = lock.printable();
-        let now = if holders.is_empty() {
-            String::new()
-        } else {
-            format!("; held now by {}", listed(holders))
-        };
-        let hint = "work done since then may have overlapped with another process";
+        let now = holders.first().map(|_| format!("; held now by {}", listed(holders)));
+        let now = now.unwrap_or_default();
         emit("loss", lock, json!({ "why": why.to_string() }));
-        Self::new(LOST, format!("lost `{location}`: {why}{now}")).with_hint(hint)
+        Self::new(LOST, format!("lost `{location}`: {why}{now}")).with_hint(OVERLAP)
     }
 
     /// A mutex's answer to `verb` (lock, unlock).
@@ -100,11 +93,11 @@ impl Error {
                 let hint = hint_for(&holders).unwrap_or_else(owner);
                 cannot(REFUSED, &format!("held by {}", listed(&holders))).with_hint(hint)
             }
-            E::Lost(how, holders) if verb == "lock" => Self::lost(lock, how, &holders).with_hint(
-                "work done since then may have overlapped with another process; run `lock` \
-                     again to continue",
-            ),
-            E::Lost(how, holders) => Self::lost(lock, how, &holders),
+            E::Lost(how, holders) => {
+                let lost = Self::lost(lock, how, &holders);
+                let again = || format!("{OVERLAP}; run `lock` again to continue");
+                if verb == "lock" { lost.with_hint(again()) } else { lost }
+            }
             E::HeldOtherwise(_) => cannot(FAILED, &why).with_hint("`serializer unlock` first"),
             E::NoClock => cannot(USAGE, &why).with_hint(
                 "`--hold-at-least` works with PostgreSQL, MySQL and MariaDB, and on one machine",
@@ -189,10 +182,8 @@ fn hint_for(holding: &Holding, lock: &Location) -> Option<String> {
         }
         // Without a clock, only a process that watches for so long can tell.
         Held::Leased(remaining) if lease.is_some_and(|lease| lease.expires.is_none()) => {
-            format!(
-                "waiting for longer shows whether it is renewed: `--timeout {}s`",
-                remaining.as_secs() + 5
-            )
+            let seconds = remaining.as_secs() + 5;
+            format!("waiting for longer shows whether it is renewed: `--timeout {seconds}s`")
         }
         Held::Unknown(Unknown::OtherHost | Unknown::OtherBoot) => certain(),
         _ => return None,

@@ -24,7 +24,6 @@ use crate::sys::local_time::local_time;
 /// The flags by which this process reports.
 static ARGS: OnceLock<LogArgs> = OnceLock::new();
 
-/// Whether a live line may be drawn.
 pub fn shows_progress() -> bool {
     ARGS.get().is_none_or(|args| !args.no_progress)
 }

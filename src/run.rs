@@ -20,11 +20,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use nix::unistd::{getpgid, getpgrp, getsid};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, WaitId, WaitIdOptions, WaitIdStatus, WaitOptions, WaitStatus, getpid, wait, waitid,
-    waitpid,
+    Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpgid, getpgrp, getpid, getsid,
+    kill_process, wait, waitid, waitpid,
 };
 
 use crate::sys::clock::since_boot;
@@ -57,7 +56,6 @@ impl Descendants {
     }
 }
 
-/// How a command ended.
 #[derive(Clone, Copy, Default)]
 pub struct End {
     pub code: u8,
@@ -67,7 +65,6 @@ pub struct End {
     pub is_stopped: bool,
 }
 
-/// The lease under which a command runs.
 pub struct Lease<'a> {
     /// Becomes readable when the command has to end.
     pub lost: Option<BorrowedFd<'a>>,
@@ -86,7 +83,6 @@ pub fn help() -> Option<ExitCode> {
     })
 }
 
-/// What is to run.
 #[derive(Clone, Default)]
 pub struct Program {
     /// Program and arguments.
@@ -136,19 +132,14 @@ impl Child {
 
     /// Whether it can still be started: it was not killed.
     pub fn is_alive(&self) -> bool {
-        let what = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        matches!(wait_for(self.whom(), what), Ok(None))
+        has_come(self.whom(), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) == Ok(false)
     }
 
     /// Lets the command run, with our stdin, and with `variables` besides ours. If it is to end
     /// with its lock, it is killed when this process ends, because then the lease is not renewed.
     pub fn start(&mut self, variables: Vec<(String, String)>) -> io::Result<()> {
-        shim::go(
-            &self.channel,
-            variables,
-            &self.signals.of_command(),
-            self.descendants.end_with_the_lock,
-        )?;
+        let is_bound = self.descendants.end_with_the_lock;
+        shim::go(&self.channel, variables, &self.signals.of_command(), is_bound)?;
         self.is_started = true;
         Ok(())
     }
@@ -199,10 +190,8 @@ impl Child {
                 end_tree(self.pid.unwrap_or_else(getpid), (lease.kill_at)())?;
             // A signal that was read may have told of an end or a stop.
             } else if !self.pass_on_signals(lease)? {
-                poll::sleep(
-                    LONG,
-                    &self.signals.fds().into_iter().chain(lease.lost).collect::<Vec<_>>(),
-                )?;
+                let fds = self.signals.fds().into_iter().chain(lease.lost);
+                poll::sleep(LONG, &fds.collect::<Vec<_>>())?;
             }
         }
     }
@@ -220,18 +209,18 @@ impl Child {
             }
             if self.descendants.end_by_signals && signal != Signal::SIGCONT {
                 self.end.is_stopped = true;
-                end_tree(
-                    self.pid.unwrap_or_else(getpid),
-                    (since_boot() + GRACE).min((lease.kill_at)()),
-                )?;
+                let kill_at = (since_boot() + GRACE).min((lease.kill_at)());
+                end_tree(self.pid.unwrap_or_else(getpid), kill_at)?;
                 continue;
             }
             self.end.is_interrupted |= signal == Signal::SIGINT;
             let receivers = self.pid.map_or_else(process::children, |pid| vec![pid]);
-            for pid in receivers.into_iter().map(nix_pid).filter(|pid| !has_reached(*pid, received))
-            {
+            let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) else {
+                continue;
+            };
+            for pid in receivers.into_iter().filter(|pid| !has_reached(*pid, received)) {
                 // It may just have ended. It has not been reaped, so the PID is its own.
-                let _ = nix::sys::signal::kill(pid, signal);
+                let _ = kill_process(pid, signal);
             }
         }
         Ok(!all.is_empty())
@@ -242,7 +231,7 @@ impl Child {
         let Some(signal) = signal.and_then(|signal| Signal::try_from(signal).ok()) else { return };
         // SIGSTOP may be meant for the command alone (`cpulimit`). Only a shell with job control,
         // which makes us the leader of our group, would let us go on again.
-        if signal == Signal::SIGSTOP && getpgrp() != nix_pid(getpid()) {
+        if signal == Signal::SIGSTOP && getpgrp() != getpid() {
             return;
         }
         // SIGSTOP cannot be taken back, and would stop us even where no shell lets us go on.
@@ -253,8 +242,7 @@ impl Child {
             |signal| self.descendants.end_with_the_lock.then(|| signal_descendants(signal));
         signal_all(rustix::process::Signal::STOP);
         self.signals.stop_unless(signal, || {
-            let is_so =
-                |what| !matches!(wait_for(self.whom(), what | WaitIdOptions::NOHANG), Ok(None));
+            let is_so = |what| has_come(self.whom(), what) != Ok(false);
             // Of several, one may have ended while others are stopped.
             is_so(WaitIdOptions::CONTINUED)
                 || self.pid.is_some() && is_so(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
@@ -265,17 +253,17 @@ impl Child {
 
 /// Whether what has come to us has come to `pid`, too: the kernel sends a terminal's signals to a
 /// whole process group, but a hang-up, and SIGCONT after it, to the leader of the session alone.
-fn has_reached(pid: nix::unistd::Pid, received: &Received) -> bool {
-    let is_hang_up = matches!(received.signal, Signal::SIGHUP | Signal::SIGCONT)
-        && getsid(None) == Ok(nix_pid(getpid()));
+fn has_reached(pid: Pid, received: &Received) -> bool {
+    let is_hang_up =
+        matches!(received.signal, Signal::SIGHUP | Signal::SIGCONT) && getsid(None) == Ok(getpid());
     received.is_from_kernel && !is_hang_up && getpgid(Some(pid)) == Ok(getpgrp())
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
         if let Some(pid) = self.pid.filter(|_| !self.is_started) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            let _ = wait_for(WaitId::Pid(pid), WaitIdOptions::EXITED);
+            let _ = kill_process(pid, rustix::process::Signal::KILL);
+            let _ = waitpid(Some(pid), WaitOptions::empty());
         }
     }
 }
@@ -283,14 +271,11 @@ impl Drop for Child {
 /// Reaps orphans that have become our children and have ended, but for `own`.
 pub fn reap_orphans(own: &[Pid]) {
     for pid in process::children().into_iter().filter(|pid| !own.contains(pid)) {
-        let _ = wait_for(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        let _ = has_come(WaitId::Pid(pid), WaitIdOptions::EXITED);
     }
 }
 
-fn wait_for(whom: WaitId<'_>, options: WaitIdOptions) -> rustix::io::Result<Option<WaitIdStatus>> {
-    rustix::io::retry_on_intr(|| waitid(whom.clone(), options))
-}
-
-fn nix_pid(pid: Pid) -> nix::unistd::Pid {
-    nix::unistd::Pid::from_raw(pid.as_raw_pid())
+/// Whether such a change of our children has come.
+fn has_come(whom: WaitId<'_>, what: WaitIdOptions) -> rustix::io::Result<bool> {
+    waitid(whom, what | WaitIdOptions::NOHANG).map(|status| status.is_some())
 }

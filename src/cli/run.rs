@@ -68,11 +68,8 @@ pub struct OnceArgs {
 #[derive(Args)]
 pub struct ForgetArgs {
     /// Keys to forget
-    #[arg(
-        value_name = "KEY",
-        required_unless_present = "done_before",
-        conflicts_with = "done_before"
-    )]
+    #[arg(value_name = "KEY", conflicts_with = "done_before")]
+    #[arg(required_unless_present = "done_before")]
     pub keys: Vec<String>,
     /// Forget all keys that were done at least this long ago, such as 90d
     #[arg(long, value_name = "DURATION", value_parser = values::parse_duration)]

@@ -95,7 +95,6 @@ pub struct NextArgs {
     #[command(flatten)]
     pub catalog: CatalogArgs,
     /// Show this task only
-    #[arg(value_name = "TASK")]
     pub task: Option<String>,
     /// How many slots of each task to show
     #[arg(short = 'n', value_name = "N", default_value_t = 5)]
@@ -110,7 +109,6 @@ pub struct RunTaskArgs {
     #[command(flatten)]
     pub catalog: CatalogArgs,
     /// Task to run
-    #[arg(value_name = "TASK")]
     pub task: String,
     /// Run it for this slot, such as 2026-12-01T06:00Z [default: now, or a slot to retry]
     #[arg(long, value_name = "TIME", value_parser = values::parse_time)]

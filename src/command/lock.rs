@@ -35,9 +35,10 @@ pub fn run(args: &LockArgs, environment: &Environment) -> Result<(), Error> {
         Some(key) => once::open(environment, place, key)?,
         None => environment.lock(&args.lock.file, args.lock.name.as_deref())?,
     };
+    let lease = environment.lease(place, &lock)?;
     let request = match args.once {
-        Some(_) => environment.once(&args.rule, place, &lock)?,
-        None => environment.request(&args.request, place, &lock)?,
+        Some(_) => environment.once(&args.rule, lease)?,
+        None => environment.request(&args.request, lease)?,
     };
     let waiting = environment.waiting(&args.waiting)?;
     let orphans = environment.orphans(args.owner.orphans)?;

@@ -35,29 +35,23 @@ pub fn page_of(words: &[String]) -> Result<(), Error> {
 
 fn page(program: &Command, mut command: Command, name: &str) -> std::io::Result<Vec<u8>> {
     let usage = command.render_usage().to_string();
-    let command = command.override_usage(usage.trim_start_matches("Usage: ").to_owned());
-    // `-h` leaves out what a page explains.
-    let command = command.mut_args(|arg| arg.hide_short_help(false));
-    let man = Man::new(command.clone())
-        .manual("User Commands")
-        .source(format!("serializer {}", env!("CARGO_PKG_VERSION")));
-    let mut page = Vec::new();
-    man.render_title(&mut page)?;
-    man.render_name_section(&mut page)?;
-    man.render_synopsis_section(&mut page)?;
-    man.render_description_section(&mut page)?;
     let (general, own) = (paragraphs(program), paragraphs(&command));
     let is_text = |text: &&String| !SECTIONS.iter().any(|(begin, ..)| text.starts_with(begin));
-    let mut roff = Roff::new();
     // What stands behind the options of the program are sections, and hints at the help.
-    for text in own.iter().filter(is_text).filter(|_| command.get_name() != program.get_name()) {
-        roff.control("PP", []).text([roman(text.as_str())]);
-    }
-    roff.to_writer(&mut page)?;
-    man.render_options_section(&mut page)?;
-    if command.has_subcommands() {
-        man.render_subcommands_section(&mut page)?;
-    }
+    let texts = own.iter().filter(is_text).filter(|_| command.get_name() != program.get_name());
+    let about = command.get_about().map(ToString::to_string);
+    let about: Vec<_> = about.into_iter().chain(texts.cloned()).collect();
+    let command = command
+        .override_usage(usage.trim_start_matches("Usage: ").to_owned())
+        .long_about(about.join("\n\n"))
+        .after_long_help(None)
+        .version(None)
+        .long_version(None)
+        // `-h` leaves out what a page explains.
+        .mut_args(|arg| arg.hide_short_help(false));
+    let source = format!("serializer {}", env!("CARGO_PKG_VERSION"));
+    let mut page = Vec::new();
+    Man::new(command).manual("User Commands").source(source).render(&mut page)?;
     let mut roff = Roff::new();
     for (begin, title, is_general) in SECTIONS {
         let of = if is_general { &general } else { &own };

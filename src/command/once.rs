@@ -31,7 +31,7 @@ pub fn run(args: &OnceArgs, environment: &Environment) -> Result<u8, Error> {
         return Err(Error::usage(why).with_hint("for usage: `serializer once --help`"));
     }
     let key = open(environment, &args.place, &args.key)?;
-    let request = environment.once(&args.rule, &args.place, &key)?;
+    let request = environment.once(&args.rule, environment.lease(&args.place, &key)?)?;
     let (options, reason) = ((&args.command, &args.waiting, args.on_lost), args.reason.as_deref());
     let job = Job::new(options, reason, environment, request)?;
     let ended = execute(&key, &Job { skipped_exit_code: args.skipped_exit_code, ..job });

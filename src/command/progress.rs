@@ -150,8 +150,7 @@ pub fn ordinal(number: usize) -> String {
 
 /// Whether stderr is a terminal. A background job must not draw over what is typed.
 fn is_in_foreground() -> bool {
-    rustix::termios::tcgetpgrp(io::stderr())
-        .is_ok_and(|foreground| foreground.as_raw_pid() == nix::unistd::getpgrp().as_raw())
+    rustix::termios::tcgetpgrp(io::stderr()) == Ok(rustix::process::getpgrp())
 }
 
 fn write_stderr(text: &str) {
@@ -204,12 +203,11 @@ impl Observer for Progress {
         }
         let [own, ..] = self.own(None, attempt);
         let message = format!("{own}store unreachable, retrying: {error}");
-        match error.hint.as_deref().map(logging::hint) {
+        let is_endless = self.waiting.timeout.is_none() && self.waiting.max_attempts.is_none();
+        let usual = is_endless.then_some("`--timeout` limits the wait");
+        match error.hint.as_deref().or(usual).map(logging::hint) {
             _ if self.is_live => self.draw(&message),
             Some(hint) => tracing::warn!("{message} (hint: {hint})"),
-            None if self.waiting.timeout.is_none() && self.waiting.max_attempts.is_none() => {
-                tracing::warn!("{message} (hint: `--timeout` limits the wait)");
-            }
             None => tracing::warn!("{message}"),
         }
     }

@@ -34,7 +34,8 @@ use crate::values::name_from_command;
 pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
     let name = args.name_from_command.then(|| name_from_command(&command_of(&args.command)));
     let lock = environment.lock(&args.file, name.as_deref())?;
-    let request = environment.request(&args.request, &args.file.place, &lock)?;
+    let lease = environment.lease(&args.file.place, &lock)?;
+    let request = environment.request(&args.request, lease)?;
     // Flags that stand for one holder beat SERIALIZER_SLOTS.
     let mode = if args.exclusive || args.wait_and_skip { Mode::EXCLUSIVE } else { request.mode };
     let request = Request { mode, skip_if_done: args.wait_and_skip, ..request };
@@ -44,7 +45,6 @@ pub fn run(args: &RunArgs, environment: &Environment) -> Result<u8, Error> {
         .map_err(|error| error.or_if(BUSY, args.waiting.conflict_exit_code))
 }
 
-/// Returns the exit code.
 pub fn execute(lock: &Location, job: &Job) -> Result<u8, Error> {
     perform(lock, job).map(|ran| ran.map_or(job.skipped_exit_code, |ran| ran.code))
 }
@@ -195,12 +195,12 @@ impl Run<'_> {
         // The command may still run, so the lock is left to end with it.
         let untold = format!("cannot read the exit code of `{}`", self.shown);
         let end = end.map_err(|error| Error::io(untold, &error))?;
-        let code =
-            end.as_ref().map_or_else(|error| cannot_run(self.program, error).code, |end| end.code);
+        let end = end.map_err(|error| cannot_run(self.program, &error));
+        let code = end.as_ref().map_or_else(|error| error.code, |end| end.code);
         let request = &self.job.request;
         let is_stopped = end.as_ref().is_ok_and(|end| end.is_stopped);
-        let how = format!("ended with {code}");
-        let how = if is_stopped { self.why_stopped().to_owned() } else { how };
+        let why = is_stopped.then(|| self.why_stopped().to_owned());
+        let how = why.unwrap_or_else(|| format!("ended with {code}"));
         let is_lost = lost.is_some();
         let outcome = match code {
             // Another scheduler runs it again.
@@ -216,7 +216,7 @@ impl Run<'_> {
         let released = if is_lost && is_unanswered { Ok(None) } else { self.release(ending) };
         let (command, lock) = (&self.shown, self.lock);
         // Nothing has run then, so a lost lock has done no harm.
-        let end = match end.map_err(|error| cannot_run(self.program, &error)) {
+        let end = match end {
             Err(error) if request.claim.is_some() => {
                 return Ok(Ran { code, how: error.to_string(), number: None });
             }

@@ -100,11 +100,16 @@ impl Environment {
         let Some(url) = url else { return Ok(None) };
         let password_file = self.resolve(None, "PASSWORD_FILE", |text| Ok(text.into()))?;
         // Several answers have to fit into the rest of a lease that is renewed.
-        let timeout = (self.lease(args)? / 6).min(MAX_ANSWER);
+        let timeout = (self.lease_seconds(args)? / 6).min(MAX_ANSWER);
         Ok(Some(StoreSettings { url, password_file, timeout }))
     }
 
-    pub fn lease(&self, args: &PlaceArgs) -> Result<Duration, Error> {
+    /// The lease of a lock or key, where it needs one.
+    pub fn lease(&self, args: &PlaceArgs, of: &Location) -> Result<Option<Duration>, Error> {
+        of.is_shared().then(|| self.lease_seconds(args)).transpose()
+    }
+
+    fn lease_seconds(&self, args: &PlaceArgs) -> Result<Duration, Error> {
         let lease = self.resolve(args.lease_seconds, "LEASE_SECONDS", parse_lease_seconds)?;
         Ok(lease.unwrap_or(Duration::from_secs(30)))
     }
@@ -122,7 +127,6 @@ impl Environment {
     }
 }
 
-/// The lock file at a path from the working directory.
 pub fn lock_file_at(path: &Path) -> Result<Location, Error> {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     Ok(Location::file(&lock_path(absolute, path)?))

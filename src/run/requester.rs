@@ -52,7 +52,6 @@ impl CommandRequester {
         self.signals.get().map(Rc::as_ref)
     }
 
-    /// The command, as people may read it.
     pub fn describe(&self) -> String {
         let words: Vec<String> =
             self.program.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();

@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process};
 
+use super::has_come;
 use crate::sys::clock::since_boot;
 use crate::sys::poll;
 use crate::sys::process::{self, Process};
@@ -33,10 +34,7 @@ pub fn end_tree(root: Pid, kill_at: u64) -> io::Result<()> {
                 tracing::error!("killing the command, which has not ended in time");
                 break;
             }
-            poll::sleep(
-                time_left().min(REFRESH),
-                &running.ended_fd().into_iter().collect::<Vec<_>>(),
-            )?;
+            poll::sleep(time_left().min(REFRESH), running.ended_fd().as_slice())?;
             add_descendants(&mut all);
         }
     }
@@ -76,13 +74,9 @@ fn add_descendants(all: &mut Vec<Process>) -> bool {
 fn signal_all(all: &[Process], signal: Signal) {
     for process in all {
         // It may have ended. Without pidfds: the PID of a child that was not reaped is its own.
-        let is_child = || {
-            waitid(
-                WaitId::Pid(process.pid()),
-                WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT,
-            )
-        };
-        if !process.signal(signal) && is_child().is_ok() {
+        let child = WaitId::Pid(process.pid());
+        let is_child = || has_come(child, WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).is_ok();
+        if !process.signal(signal) && is_child() {
             let _ = kill_process(process.pid(), signal);
         }
     }

@@ -112,15 +112,13 @@ fn job(request: Request, waiting: Waiting, program: Program, with_the_lock: bool
 /// store's password, and a command that opens `/dev/stdin` reads from the beginning.
 fn orders<T: DeserializeOwned>(file: OwnedFd) -> Result<T, Error> {
     let read = move || {
-        let mut text = Vec::new();
-        File::from(file).read_to_end(&mut text)?;
-        let end =
-            text.iter().position(|byte| *byte == b'\n').ok_or(io::ErrorKind::UnexpectedEof)?;
+        let (mut file, mut line) = (BufReader::new(File::from(file)), String::new());
+        file.read_line(&mut line)?;
         let mut rest = anonymous_file()?;
-        rest.write_all(&text[end + 1..])?;
+        io::copy(&mut file, &mut rest)?;
         rest.rewind()?;
         dup2_stdin(&rest)?;
-        let (log, orders): (LogArgs, T) = serde_json::from_slice(&text[..end])?;
+        let (log, orders): (LogArgs, T) = serde_json::from_str(&line)?;
         logging::start(&log);
         events::start(log.events.as_ref());
         Ok(orders)
@@ -217,10 +215,8 @@ impl Relay {
     /// Begins to relay. With `slot`, lines are JSON.
     pub fn start(task: &str, slot: Option<String>) -> io::Result<Self> {
         let (lines, output) = io::pipe()?;
-        let before = (
-            io::stdout().as_fd().try_clone_to_owned()?,
-            io::stderr().as_fd().try_clone_to_owned()?,
-        );
+        let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+        let before = (stdout, io::stderr().as_fd().try_clone_to_owned()?);
         let mut to = io::PipeWriter::from(before.0.try_clone()?);
         let (sender, done) = mpsc::channel();
         let name = task.to_owned();

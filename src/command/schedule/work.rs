@@ -40,7 +40,6 @@ pub const LIMITED: &str = "run-limited";
 /// A slot that has not started after this time is overdue, in milliseconds.
 pub const OVERDUE: u64 = 60_000;
 
-/// Where the state of tasks is.
 pub struct TaskStore<'a> {
     /// The location of any task.
     pub place: Location,
@@ -106,7 +105,7 @@ impl<'a> TaskStore<'a> {
         let store = meltano.as_deref().map(StoreUrl::parse).or(store.clone());
         let args = PlaceArgs { store, ..args.place.clone() };
         let place = made(environment.key(Kind::Schedule, &args, ANY)?)?;
-        let lease = place.is_shared().then(|| environment.lease(&args)).transpose()?;
+        let lease = environment.lease(&args, &place)?;
         Ok(Self { any: Register::open(&place)?, place, judge, lease })
     }
 
