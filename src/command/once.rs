@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::job::Job;
 use super::run::execute;
+use super::status::exists;
 use crate::cli::{ForgetArgs, OnceArgs, PlaceArgs, words_after_dashes};
 use crate::config::{Environment, state_directory};
 use crate::error::{Error, for_each};
@@ -81,6 +82,7 @@ fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalLiveness) -> 
     let shown = location.name();
     let cannot = |error| Error::mutex("forget", location, error).with_hint(FORGET);
     let mut mutex = Mutex::open(location, judge)?;
+    exists(location)?;
     let Some(key) = mutex.inspect()? else {
         if args.done_before.is_none() {
             tracing::info!("nothing to forget: no run of `{shown}` is recorded");
@@ -95,6 +97,10 @@ fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalLiveness) -> 
             return Ok(());
         }
     }
+    // Without a clock in the store, a lease has to be watched.
+    let Some(key) = (if args.force { Some(key) } else { mutex.prove(Some(key))? }) else {
+        return Ok(());
+    };
     let is_running = key.state == State::Running;
     if args.dry_run {
         let would = if is_running && !args.force { "would not" } else { "would" };

@@ -5,6 +5,7 @@ mod locks;
 mod table;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -12,10 +13,11 @@ use serde_json::{Value, json};
 use crate::cli::StatusArgs;
 use crate::command::metrics::{self, Metric};
 use crate::command::output::{print, to_json};
-use crate::config::{ANY, Environment};
+use crate::config::{ANY, Environment, state_directory};
 use crate::error::Error;
 use crate::exit_code::DONE;
 use crate::lock::Mutex;
+use crate::lock::register::Register;
 use crate::lock::staleness::LocalLiveness;
 use crate::store::seam::Kind;
 use crate::store::{self, Location};
@@ -43,6 +45,14 @@ struct View {
     metrics: &'static [Metric],
 }
 
+/// The locks or keys that were looked at: what is kept between two looks shows leases that are not
+/// renewed.
+struct Looks<'j> {
+    judge: &'j LocalLiveness,
+    /// By name, with their places, each of which has one connection.
+    all: BTreeMap<String, (String, Mutex<'j>)>,
+}
+
 /// The requested locks or keys, and the first error of those that cannot be read.
 struct Report<'a> {
     args: &'a StatusArgs,
@@ -55,14 +65,32 @@ struct Report<'a> {
     failure: Option<Error>,
 }
 
+impl<'j> Looks<'j> {
+    fn at(&mut self, location: &Location) -> Result<&mut Mutex<'j>, Error> {
+        let (name, place) = (location.printable(), location.shown_place());
+        if !self.all.contains_key(&name) {
+            let same = self.all.values().find(|(other, _)| *other == place);
+            let register = match same {
+                Some((_, mutex)) => mutex.register.sibling(location),
+                None => Register::open(location)?,
+            };
+            self.all.insert(name.clone(), (place, Mutex::new(register, self.judge)));
+        }
+        Ok(&mut self.all.get_mut(&name).expect("it was inserted").1)
+    }
+}
+
 pub fn run(args: &StatusArgs, environment: &Environment) -> Result<u8, Error> {
+    let judge = LocalLiveness::here(environment.orphans(args.orphans)?);
+    let mut looks = Looks { judge: &judge, all: BTreeMap::new() };
     if args.watch {
         let text = |report: Report<'_>| {
             if args.json { format!("{}\n", report.json()) } else { report.text() }
         };
-        return watch(args.json, &mut || look(args, environment).map(text)).map(|()| DONE);
+        let mut look = || look(args, environment, &mut looks).map(text);
+        return watch(args.json, &mut look).map(|()| DONE);
     }
-    let report = look(args, environment)?;
+    let report = look(args, environment, &mut looks)?;
     let mut failure = report.failure.clone();
     failure.iter_mut().filter(|_| args.exit_code).for_each(|failure| failure.code = UNREAD);
     match &failure {
@@ -76,7 +104,7 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<u8, Error> {
         _ => print(report.text())?,
     }
     if !args.json && !args.metrics {
-        report.tell_names()?;
+        report.tell_names(&mut looks)?;
     }
     let codes = report.rows.iter().map(|row| match row["state"].as_str() {
         Some("held") if args.exit_code => 1,
@@ -86,7 +114,11 @@ pub fn run(args: &StatusArgs, environment: &Environment) -> Result<u8, Error> {
     failure.map_or(Ok(codes.max().unwrap_or(DONE)), Err)
 }
 
-fn look<'a>(args: &'a StatusArgs, environment: &'a Environment) -> Result<Report<'a>, Error> {
+fn look<'a>(
+    args: &'a StatusArgs,
+    environment: &'a Environment,
+    looks: &mut Looks<'_>,
+) -> Result<Report<'a>, Error> {
     let view = if args.once { &keys::VIEW } else { &locks::VIEW };
     let (kind, place) = (view.kind, &args.file.place);
     let key = |name: &PathBuf| environment.key(kind, place, &name.to_string_lossy());
@@ -115,18 +147,24 @@ fn look<'a>(args: &'a StatusArgs, environment: &'a Environment) -> Result<Report
         Some(heading).filter(|it| all.iter().all(|location| location.shown_place() == *it));
     let mut report =
         Report { args, environment, view, rows: Vec::new(), heading, is_in_full, failure };
-    report.add(&all, &named)?;
+    report.add(looks, &all, &named);
     Ok(report)
 }
 
-/// Refuses a lock in a directory that does not exist, which may be mistyped. Keys make theirs.
+/// Refuses a directory that does not exist, which may be mistyped; keys make their usual one.
 pub fn exists(location: &Location) -> Result<(), Error> {
     match location {
         Location::File(directory, key)
-            if key.kind == Kind::Lock && matches!(directory.try_exists(), Ok(false)) =>
+            if matches!(directory.try_exists(), Ok(false))
+                && (key.kind == Kind::Lock
+                    || state_directory().ok().as_ref() != Some(directory)) =>
         {
-            let why = format!("the lock directory `{}` does not exist", text::path(directory));
-            let hint = "`serializer initialize` creates it; or check `--dir` and `SERIALIZER_DIR`";
+            let (shown, what) = (text::path(directory), key.kind.noun().trim_start_matches("the "));
+            let why = format!("the {what} directory `{shown}` does not exist");
+            let hint = format!(
+                "`serializer initialize --dir {}` creates it; or check `--dir` and `SERIALIZER_DIR`",
+                text::quoted(&shown)
+            );
             Err(Error::failed(why).with_hint(hint))
         }
         _ => Ok(()),
@@ -150,12 +188,13 @@ fn identified(location: &Location, mut row: Value) -> Value {
 
 impl Report<'_> {
     /// Adds what is shown of these, and the first error of those that cannot be read.
-    fn add(&mut self, all: &[Location], named: &[Location]) -> Result<(), Error> {
-        let judge = LocalLiveness::here(self.environment.orphans(self.args.orphans)?);
+    fn add(&mut self, looks: &mut Looks<'_>, all: &[Location], named: &[Location]) {
         for location in all {
-            let mut mutex = Mutex::open(location, &judge)?;
-            let look = |()| Ok((self.view.look)(location, &mut mutex, named.contains(location))?);
-            let row = exists(location).and_then(look).unwrap_or_else(|error| {
+            let mut look = |()| {
+                let mutex = looks.at(location)?;
+                Ok((self.view.look)(location, mutex, named.contains(location))?)
+            };
+            let row = exists(location).and_then(&mut look).unwrap_or_else(|error| {
                 // It must not hide the others.
                 let row = json!({ "state": "error", "why": error.to_string() });
                 self.failure.get_or_insert(error);
@@ -163,17 +202,16 @@ impl Report<'_> {
             });
             self.rows.extend(row.map(|row| identified(location, row)));
         }
-        Ok(())
     }
 
     /// Says which other names there are, if nothing was ever stored under a requested one.
-    fn tell_names(&self) -> Result<(), Error> {
+    fn tell_names(&self, looks: &mut Looks<'_>) -> Result<(), Error> {
         let is_unused = |row: &&Value| row["state"].is_null() || row["is_used"] == false;
         let unused = self.rows.iter().find(is_unused).filter(|_| !self.args.names.is_empty());
         let Some(unused) = unused else { return Ok(()) };
         let all = self.environment.all(self.view.kind, &self.args.file.place).unwrap_or_default();
         let mut used = Report { rows: Vec::new(), failure: None, heading: None, ..*self };
-        used.add(&all, &[])?;
+        used.add(looks, &all, &[]);
         let names: Vec<_> = used.rows.iter().filter_map(|row| row["name"].as_str()).collect();
         if let (false, Some(name)) = (names.is_empty(), unused["name"].as_str()) {
             let (all, names) = (self.view.all, names.join("`, `"));

@@ -10,6 +10,14 @@ use crate::record::run::Run;
 use crate::record::{Entry, Outcome, Record};
 use crate::store;
 
+/// The interval between two looks at a run whose end is waited for.
+const WATCHED: Duration = Duration::from_millis(500);
+
+/// Wants nothing.
+struct Watcher;
+
+impl Requester for Watcher {}
+
 /// A snapshot of a key that was run.
 #[derive(Debug)]
 pub struct Inspected {
@@ -66,6 +74,32 @@ impl Mutex<'_> {
             Verdict::Stale(_) => None,
         };
         Ok(Some(Inspected { run: run.clone(), state, process, look_again_in }))
+    }
+
+    /// Inspects until `is_over`, or for this time.
+    pub fn inspect_until(
+        &mut self,
+        limit: Duration,
+        is_over: impl Fn(&Inspected) -> bool,
+    ) -> Result<Option<Inspected>, store::Error> {
+        let end = Instant::now() + limit;
+        // The loop ends at that time.
+        loop {
+            let now = self.inspect()?;
+            if Instant::now() > end || now.as_ref().is_none_or(&is_over) {
+                return Ok(now);
+            }
+            self.watch(now, WATCHED, &Watcher)?;
+        }
+    }
+
+    /// Watches the lease of a run until that has renewed it or it has expired, if nothing else
+    /// shows whether its host has died.
+    pub fn prove(&mut self, seen: Option<Inspected>) -> Result<Option<Inspected>, store::Error> {
+        match seen.as_ref().and_then(Inspected::unproved_lease) {
+            Some(lease) => self.inspect_until(lease.1, |now| now.unproved_lease() != Some(lease)),
+            None => Ok(seen),
+        }
     }
 
     /// Removes the state of the key, unless it runs or has run since `seen`; `false` without one.

@@ -122,7 +122,9 @@ impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.scheme.name();
         if self.scheme == Scheme::Directory {
-            return write!(f, "{name}://{}", self.rest);
+            // What is not a path may be a login.
+            let is_path = self.rest.starts_with('/') || !self.rest.contains('@');
+            return write!(f, "{name}://{}", if is_path { &self.rest } else { "…" });
         }
         // A password may hold `/`, `?` and `@`, although it should not. If an `@` follows a `?`,
         // its end is not certain. Without a host, what looks like its port may be a password.

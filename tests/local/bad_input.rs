@@ -322,7 +322,7 @@ fn a_directory_that_is_not_there_is_not_made_by_the_way() {
         (&["status"][..], &["status", "x.lck"], &["status", "--exit-code"]);
     for (args, code) in [(listed, 1), (named, 1), (judged, 4), (&["wait", "-n"], 1)] {
         let ended = run(&locks, &[args, &["--dir", dir]].concat());
-        refused(&ended, code, &["deeper` does not exist", "initialize` creates it"]);
+        refused(&ended, code, &["deeper` does not exist", "initialize --dir ", " creates it"]);
     }
     refused(
         &run(&locks, &["status", "--all", "--dir", dir]),

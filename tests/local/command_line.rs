@@ -954,7 +954,7 @@ fn messages_name_the_program_except_to_meltano() {
     let missing = |command| by_meltano(&[command, "--dir", "/nowhere/at/all"]).stderr;
     for command in ["lock", "status"] {
         let stderr = missing(command);
-        assert!(stderr.contains("`meltano invoke dbtmutex:initialize`"), "{stderr}");
+        assert!(stderr.contains("`meltano invoke dbtmutex:initialize"), "{stderr}");
     }
     let mistyped = by_meltano(&["lock", "--bogus"]).stderr;
     assert!(mistyped.contains("`serializer lock --help`"), "{mistyped}");

@@ -294,8 +294,11 @@ fn no_secret_of_an_address_is_shown() {
     let plain = ["db/x", "db:5432/x", "db:5432,other:5433/x", "[::1]:5432/x", "/x", ":5432/x"];
     let plain = plain.map(|place| format!("postgres://{place}"));
     let plain = plain.iter().map(|url| (url.as_str(), url.as_str()));
-    for (expected, text) in
-        shown.into_iter().chain(hidden.map(|text| ("postgres://…", text))).chain(plain)
+    for (expected, text) in shown
+        .into_iter()
+        .chain(hidden.map(|text| ("postgres://…", text)))
+        .chain(plain)
+        .chain([("file:///a@b", "file:///a@b"), ("file://…", "file://me:hunter2@nas/locks")])
     {
         let url = StoreUrl::parse(text).expect(text);
         assert_eq!(

@@ -1,7 +1,7 @@
 //! `serializer schedule run`, `pause`, `resume`, `stop` and `forget`.
 
 use std::os::unix::process::CommandExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rustix::process::Signal;
@@ -14,7 +14,6 @@ use crate::config::Environment;
 use crate::error::{Error, for_each};
 use crate::events::emit;
 use crate::exit_code::{BUSY, DONE, FAILED, REFUSED};
-use crate::lease::TokenHolder;
 use crate::lease::process::signal_keeper;
 use crate::lock::Mutex;
 use crate::lock::key::Inspected;
@@ -28,8 +27,6 @@ use crate::sys::text;
 
 /// How much longer than a lease the end of a run may take.
 const ENDING: Duration = Duration::from_secs(15);
-
-const WATCHED: Duration = Duration::from_millis(500);
 
 pub fn run(args: &RunTaskArgs, environment: &Environment) -> Result<u8, Error> {
     let catalog = Source::new(&args.catalog).read()?;
@@ -141,7 +138,7 @@ pub fn stop(args: &TasksArgs, environment: &Environment) -> Result<u8, Error> {
         entry.iter().for_each(|entry| signal_keeper(entry, NAME, Signal::TERM));
         let lease = entry.and_then(|entry| Some(entry.lease?.duration)).unwrap_or_default();
         let ended = |now: &Inspected| now.state != State::Running || now.run.of_slot() != run;
-        if watch(mutex, lease + ENDING, ended)?.is_none_or(|now| ended(&now)) {
+        if mutex.inspect_until(lease + ENDING, ended)?.is_none_or(|now| ended(&now)) {
             tracing::info!("stopped `{shown}`");
         } else {
             is_late = true;
@@ -160,7 +157,7 @@ pub fn forget(args: &TasksArgs, environment: &Environment) -> Result<(), Error> 
         if defined.tasks.contains_key(name) {
             return refused("it is still defined");
         }
-        match prove(mutex, seen)? {
+        match mutex.prove(seen)? {
             Some(seen) if seen.state == State::Running => refused("it is running"),
             Some(seen) => {
                 mutex.forget(&seen).map_err(|error| Error::mutex("forget", location, error))?;
@@ -170,32 +167,6 @@ pub fn forget(args: &TasksArgs, environment: &Environment) -> Result<(), Error> 
             None => Ok(()),
         }
     })
-}
-
-/// Watches the lease of a run until that has renewed it or it has expired, if nothing else shows
-/// whether its host has died.
-pub fn prove(mutex: &mut Mutex<'_>, seen: Option<Inspected>) -> Result<Option<Inspected>, Error> {
-    match seen.as_ref().and_then(Inspected::unproved_lease) {
-        Some(lease) => watch(mutex, lease.1, |now| now.unproved_lease() != Some(lease)),
-        None => Ok(seen),
-    }
-}
-
-/// Inspects a task until it `is_over`, or for this time.
-fn watch(
-    mutex: &mut Mutex<'_>,
-    limit: Duration,
-    is_over: impl Fn(&Inspected) -> bool,
-) -> Result<Option<Inspected>, Error> {
-    let end = Instant::now() + limit;
-    // The loop ends at that time.
-    loop {
-        let now = mutex.inspect()?;
-        if Instant::now() > end || now.as_ref().is_none_or(&is_over) {
-            return Ok(now);
-        }
-        mutex.watch(now, WATCHED, &TokenHolder(""))?;
-    }
 }
 
 /// Applies `work` to each task, with its name and stored state.

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::catalog::Source;
-use super::control::{milliseconds, prove};
+use super::control::milliseconds;
 use super::work::{OVERDUE, TaskStore, shown_slot, time_of};
 use crate::cli::{NextArgs, ScheduleStatusArgs};
 use crate::command::metrics::{self, Metric, is, seconds};
@@ -86,7 +86,7 @@ pub fn run(args: &ScheduleStatusArgs, environment: &Environment) -> Result<u8, E
         let seen: Vec<_> = tasks.mutexes.values_mut().map(Mutex::inspect).collect();
         // A damaged record was reported.
         for (mutex, seen) in tasks.mutexes.values_mut().zip(seen) {
-            seen.map_or(Ok(None), |seen| prove(mutex, seen))?;
+            seen.map_or(Ok(None), |seen| mutex.prove(seen))?;
         }
         (rows, failure) = tasks.look()?;
     }
