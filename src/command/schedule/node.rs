@@ -240,6 +240,8 @@ impl<'a> Node<'a> {
             let has_ended = |runner: &mut Runner| !matches!(runner.process.try_wait(), Ok(None));
             let Some(mut runner) = task.runner.take_if(has_ended) else { continue };
             task.check_at = now;
+            // There may be room for the next one.
+            self.limits.values_mut().for_each(|(_, full_until)| *full_until = 0);
             if runner.process.wait().is_ok_and(|status| status.signal().is_some()) {
                 // The task itself may have killed it.
                 task.pause(now);

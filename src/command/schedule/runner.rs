@@ -45,6 +45,9 @@ const NOTIFYING: Duration = Duration::from_secs(60);
 /// Ends the last line of a command's output, unless it is complete.
 const END_OF_LINE: &[u8] = b"\0\n";
 
+/// Ends the output of a task; what follows is of processes that outlive it.
+const END: &[u8] = b"\0\0\n";
+
 /// The longest part of a line that is written at a time.
 const MAX_LINE: u64 = 8 * 1024;
 
@@ -224,8 +227,16 @@ impl Relay {
             let (mut lines, mut line) = (BufReader::new(lines), Vec::new());
             // The loop ends with the processes that may write.
             while let Ok(1..) = lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
-                let part =
-                    line.strip_suffix(END_OF_LINE).or(line.strip_suffix(b"\n")).unwrap_or(&line);
+                // A character that was cut goes on in the next part.
+                let end = match str::from_utf8(&line) {
+                    Err(cut) if cut.error_len().is_none() && line.len() as u64 >= MAX_LINE => {
+                        cut.valid_up_to()
+                    }
+                    _ => line.len(),
+                };
+                let rest = line.split_off(end);
+                let ends = [END, END_OF_LINE, b"\n"];
+                let part = ends.iter().find_map(|end| line.strip_suffix(*end)).unwrap_or(&line);
                 let text = String::from_utf8_lossy(part);
                 let whole = match &slot {
                     Some(slot) => {
@@ -235,11 +246,14 @@ impl Relay {
                     }
                     None => format!("{name} | {text}"),
                 };
-                if line != END_OF_LINE {
+                if line != END_OF_LINE && line != END {
                     // Unread output blocks a task. Without a reader, the task goes on.
                     let _ = to.write_all((whole + "\n").as_bytes());
                 }
-                line.clear();
+                if line.ends_with(END) {
+                    let _ = sender.send(());
+                }
+                line = rest;
             }
             drop(sender);
         })?;
@@ -253,10 +267,13 @@ impl Relay {
         let _ = io::stdout().write_all(END_OF_LINE).and_then(|()| io::stdout().flush());
     }
 
-    /// Waits for what the task has written.
-    pub fn end(self) {
+    /// Waits until all that the task has written is read.
+    pub fn end(mut self) {
         let _ = dup2_stdout(&self.before.0).and_then(|_| dup2_stderr(&self.before.1));
+        let _ = self.output.write_all(END);
         drop(self.output);
-        let _ = self.done.recv_timeout(LINGERING);
+        if self.done.recv().is_ok() {
+            let _ = self.done.recv_timeout(LINGERING);
+        }
     }
 }

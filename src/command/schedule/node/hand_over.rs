@@ -48,15 +48,8 @@ impl<'a> Node<'a> {
     ) -> Result<(), store::Error> {
         let mut work = self.store.work(name, &task.definition, claim, last);
         work.is_json = self.is_json;
-        if let Some((limit, _)) = &task.definition.limit
-            && let Some(limited) = &work.limited
-        {
-            let open = || (Mutex::new(self.store.any.sibling(&limited.lock), self.store.judge), 0);
-            let (lock, full_until) = self.limits.entry(limit.clone()).or_insert_with(open);
-            if limited.is_full(lock) {
-                *full_until = now + FULL;
-                return Ok(());
-            }
+        if self.is_full(task, &work, now) {
+            return Ok(());
         }
         (task.due_at, task.check_at, task.last_claim) = (now, u64::MAX, Some(claim));
         let place = task.definition.directory.as_ref();
@@ -100,6 +93,26 @@ impl<'a> Node<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the limit of a task has no room, as far as that is known. Then its tasks wait.
+    fn is_full(&mut self, task: &Tracked<'a>, work: &Work, now: u64) -> bool {
+        let (Some((limit, _)), Some(limited)) = (&task.definition.limit, &work.limited) else {
+            return false;
+        };
+        let open = || (Mutex::new(self.store.any.sibling(&limited.lock), self.store.judge), 0);
+        let (lock, full_until) = self.limits.entry(limit.clone()).or_insert_with(open);
+        // Those that were just started have not locked it yet.
+        let is_own = |other: &&Tracked<'_>| {
+            let is_running = other.runner.as_ref().is_some_and(|it| it.channel.is_some());
+            is_running && other.definition.limit == task.definition.limit
+        };
+        let own = self.tasks.values().filter(is_own).count();
+        let is_full = own >= limited.slots.get() as usize || limited.is_full(lock);
+        if is_full {
+            *full_until = now + FULL;
+        }
+        is_full
     }
 
     /// Stores the ends that runners have reported. If the store fails, each runner tries by itself.
