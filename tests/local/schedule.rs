@@ -1,6 +1,8 @@
 //! Tasks on a schedule, on one host: their state is in files.
 
 use std::fs;
+use std::io::Read;
+use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -250,4 +252,39 @@ fn output_that_is_not_read_stops_nothing() {
     let pid = Pid::from_raw(tasks.read("pid").trim().parse().expect("a PID")).expect("a PID");
     kill_process(pid, Signal::TERM).expect("it runs");
     tasks.are_gone("pid");
+}
+
+#[test]
+fn tasks_beyond_their_limit_take_no_job() {
+    let text = |name| format!("[tasks.{name}]\n{EACH}limit = 'one'\n{GATE}");
+    let limited = format!("[limits]\none = 1\n{}{}", text("a"), text("c"));
+    let tasks = tasks(&limited);
+    let scheduler = tasks.start(0, &["--jobs", "2"]);
+    until("neither runs", || !tasks.read("log").is_empty());
+    tasks.define(&format!("{limited}{PLAIN}"));
+    tasks.until_lines("b", 0, 4);
+    assert_eq!(tasks.lines("a").len() + tasks.lines("c").len(), 1);
+    scheduler.signal(Signal::TERM);
+    tasks.go("0");
+    assert_eq!(scheduler.end().0, 0);
+}
+
+#[test]
+fn all_output_of_a_command_is_written_for_a_reader_that_comes_late() {
+    // As much as is in two pipes; and a line that is cut between the bytes of a character.
+    let long = r#"printf "x%.0s" $(seq 8191); printf "ä%.0s" $(seq 2000); echo"#;
+    let text = format!("run = '''. ./tell; seq 10000; {long}; echo LAST'''\n");
+    let tasks = tasks(&format!("[tasks.a]\nevery = '1h'\n{text}"));
+    let mut run = tasks.command(0, &["run", "a"]);
+    let mut run = run.stdout(Stdio::piped()).spawn().expect("it starts");
+    until("it does not end", || tasks.state("a").0 == "done");
+    // Longer than it waits for output of processes that the command has left behind.
+    sleep(Duration::from_secs(2));
+    let mut output = String::new();
+    run.stdout.take().expect("a pipe").read_to_string(&mut output).expect("UTF-8");
+    assert_eq!(run.wait().expect("it ends").code(), Some(0));
+    let is_there = |line: &str| output.lines().any(|it| it == format!("a | {line}"));
+    assert!(is_there("10000") && is_there("LAST"), "{} bytes", output.len());
+    assert_eq!(output.matches('ä').count(), 2000);
+    assert!(output.lines().last().is_some_and(|last| last.contains("` of ")), "{output}");
 }
