@@ -162,7 +162,8 @@ pub fn exists(location: &Location) -> Result<(), Error> {
             let (shown, what) = (text::path(directory), key.kind.noun().trim_start_matches("the "));
             let why = format!("the {what} directory `{shown}` does not exist");
             let hint = format!(
-                "`serializer initialize --dir {}` creates it; or check `--dir` and `SERIALIZER_DIR`",
+                "`serializer initialize --dir {}` creates it; or check `--dir` and \
+                 `SERIALIZER_DIR`",
                 text::quoted(&shown)
             );
             Err(Error::failed(why).with_hint(hint))

@@ -10,7 +10,7 @@ use crate::record::run::Run;
 use crate::record::{Entry, Outcome, Record};
 use crate::store;
 
-/// The interval between two looks at a run whose end is waited for.
+/// The interval between two looks at a run until it ends.
 const WATCHED: Duration = Duration::from_millis(500);
 
 /// Wants nothing.

@@ -121,7 +121,7 @@ CREATE TABLE IF NOT EXISTS serializer_locks (
             options = options.ssl_client_cert(certificate).ssl_client_key(key);
         }
         let mut connected = MySqlConnection::connect_with(&options).await;
-        // Such as a server whose TLS is too old. A password may need no encryption there.
+        // The TLS of some servers is too old. A password may need no encryption there.
         if is_socket
             && at.tls.mode == TlsMode::Prefer
             && connected.as_ref().is_err_and(|error| tls_error(error).is_some())

@@ -102,7 +102,8 @@ impl<'a> Node<'a> {
         };
         let open = || (Mutex::new(self.store.any.sibling(&limited.lock), self.store.judge), 0);
         let (lock, full_until) = self.limits.entry(limit.clone()).or_insert_with(open);
-        // Those that were just started have not locked it yet. With a lease, runners report the end.
+        // Those that were just started have not locked it yet. With a lease, a runner reports its
+        // end.
         let is_own = |other: &&Tracked<'_>| {
             let is_running = |it: &Runner| it.channel.is_some() || work.lease.is_none();
             other.runner.as_ref().is_some_and(is_running)
