@@ -20,10 +20,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::unistd::{getpgid, getpgrp, getsid};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpgid, getpgrp, getpid, getsid,
-    kill_process, wait, waitid, waitpid,
+    Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpid, wait, waitid, waitpid,
 };
 
 use crate::sys::clock::since_boot;
@@ -56,6 +56,7 @@ impl Descendants {
     }
 }
 
+/// How a command ended.
 #[derive(Clone, Copy, Default)]
 pub struct End {
     pub code: u8,
@@ -65,6 +66,7 @@ pub struct End {
     pub is_stopped: bool,
 }
 
+/// The lease under which a command runs.
 pub struct Lease<'a> {
     /// Becomes readable when the command has to end.
     pub lost: Option<BorrowedFd<'a>>,
@@ -83,6 +85,7 @@ pub fn help() -> Option<ExitCode> {
     })
 }
 
+/// What is to run.
 #[derive(Clone, Default)]
 pub struct Program {
     /// Program and arguments.
@@ -215,12 +218,10 @@ impl Child {
             }
             self.end.is_interrupted |= signal == Signal::SIGINT;
             let receivers = self.pid.map_or_else(process::children, |pid| vec![pid]);
-            let Some(signal) = rustix::process::Signal::from_named_raw(signal as i32) else {
-                continue;
-            };
-            for pid in receivers.into_iter().filter(|pid| !has_reached(*pid, received)) {
+            for pid in receivers.into_iter().map(nix_pid).filter(|pid| !has_reached(*pid, received))
+            {
                 // It may just have ended. It has not been reaped, so the PID is its own.
-                let _ = kill_process(pid, signal);
+                let _ = nix::sys::signal::kill(pid, signal);
             }
         }
         Ok(!all.is_empty())
@@ -231,7 +232,7 @@ impl Child {
         let Some(signal) = signal.and_then(|signal| Signal::try_from(signal).ok()) else { return };
         // SIGSTOP may be meant for the command alone (`cpulimit`). Only a shell with job control,
         // which makes us the leader of our group, would let us go on again.
-        if signal == Signal::SIGSTOP && getpgrp() != getpid() {
+        if signal == Signal::SIGSTOP && getpgrp() != nix_pid(getpid()) {
             return;
         }
         // SIGSTOP cannot be taken back, and would stop us even where no shell lets us go on.
@@ -253,16 +254,16 @@ impl Child {
 
 /// Whether what has come to us has come to `pid`, too: the kernel sends a terminal's signals to a
 /// whole process group, but a hang-up, and SIGCONT after it, to the leader of the session alone.
-fn has_reached(pid: Pid, received: &Received) -> bool {
-    let is_hang_up =
-        matches!(received.signal, Signal::SIGHUP | Signal::SIGCONT) && getsid(None) == Ok(getpid());
+fn has_reached(pid: nix::unistd::Pid, received: &Received) -> bool {
+    let is_hang_up = matches!(received.signal, Signal::SIGHUP | Signal::SIGCONT)
+        && getsid(None) == Ok(nix_pid(getpid()));
     received.is_from_kernel && !is_hang_up && getpgid(Some(pid)) == Ok(getpgrp())
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
         if let Some(pid) = self.pid.filter(|_| !self.is_started) {
-            let _ = kill_process(pid, rustix::process::Signal::KILL);
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             let _ = waitpid(Some(pid), WaitOptions::empty());
         }
     }
@@ -278,4 +279,8 @@ pub fn reap_orphans(own: &[Pid]) {
 /// Whether such a change of our children has come.
 fn has_come(whom: WaitId<'_>, what: WaitIdOptions) -> rustix::io::Result<bool> {
     waitid(whom, what | WaitIdOptions::NOHANG).map(|status| status.is_some())
+}
+
+fn nix_pid(pid: Pid) -> nix::unistd::Pid {
+    nix::unistd::Pid::from_raw(pid.as_raw_pid())
 }

@@ -42,6 +42,7 @@ fn candidate(path: &Path) -> rustix::io::Result<bool> {
     Ok(is_file && access(path, Access::EXEC_OK) != Err(Errno::ACCESS))
 }
 
+/// Why a program cannot be run.
 pub fn cannot_run(program: &Path, error: &io::Error) -> Error {
     let shown = text::path(program);
     if Errno::from_io_error(error) != Some(Errno::NOENT) {

@@ -52,6 +52,7 @@ impl CommandRequester {
         self.signals.get().map(Rc::as_ref)
     }
 
+    /// The command, as people may read it.
     pub fn describe(&self) -> String {
         let words: Vec<String> =
             self.program.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();

@@ -36,6 +36,7 @@ pub struct Signals {
 }
 
 impl Signals {
+    /// Holds signals back from now on.
     pub fn hold() -> io::Result<Self> {
         check_ignored()?;
         let all = ENDING.into_iter().chain(STOPPING).chain([Signal::SIGCONT, Signal::SIGCHLD]);
