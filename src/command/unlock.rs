@@ -39,8 +39,7 @@ pub fn run(args: &UnlockArgs, environment: &Environment) -> Result<(), Error> {
         None if args.force => (ReleaseScope::Force, Outcome::Unknown, "interrupted", ""),
         None => (ReleaseScope::OwnOrStale, Outcome::Unknown, "interrupted", ""),
     };
-    let note = args.note.as_deref().map(|note| format!(": {}", text::field(note)));
-    let how = format!("{usual}{}", note.unwrap_or_default());
+    let how = args.note.as_deref().map_or(usual.to_owned(), text::field);
     // A step that is done counts as a command that has succeeded.
     let code = (outcome == Outcome::Succeeded).then_some(DONE);
     let ending = Ending { outcome, how: &how, code };

@@ -159,7 +159,12 @@ impl Run {
         let (how, is_interrupted) = match ended {
             Ended::Succeeded => return None,
             Ended::Interrupted(why) => (format!("was interrupted{at}: {why}"), true),
-            Ended::Failed => (format!("{}{at}", last.map_or("failed", |end| &end.how)), false),
+            Ended::Failed => match last {
+                Some(End { how, code: Some(_), .. }) => (format!("{how}{at}"), false),
+                // The user's own words.
+                Some(End { how, .. }) if how != "failed" => (format!("failed{at}: {how}"), false),
+                _ => (format!("failed{at}"), false),
+            },
         };
         let is_stopped = is_interrupted && rule.interrupted == Interrupted::Stop
             || self.task.as_ref().is_some_and(|task| task.is_stopped);
