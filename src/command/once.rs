@@ -98,6 +98,9 @@ fn forget_one(args: &ForgetArgs, location: &Location, judge: &LocalLiveness) -> 
         }
     }
     // Without a clock in the store, a lease has to be watched.
+    if !args.force && key.unproved_lease().is_some() {
+        tracing::info!("watching whether the lease of `{shown}` is renewed");
+    }
     let Some(key) = (if args.force { Some(key) } else { mutex.prove(Some(key))? }) else {
         return Ok(());
     };

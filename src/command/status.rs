@@ -6,6 +6,7 @@ mod table;
 mod watch;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ use crate::exit_code::DONE;
 use crate::lock::Mutex;
 use crate::lock::register::Register;
 use crate::lock::staleness::LocalLiveness;
-use crate::store::seam::Kind;
+use crate::store::seam::{Key, Kind};
 use crate::store::{self, Location};
 use crate::sys::text;
 pub use locks::is_lock;
@@ -49,8 +50,8 @@ struct View {
 /// renewed.
 struct Looks<'j> {
     judge: &'j LocalLiveness,
-    /// By name, with their places, each of which has one connection.
-    all: BTreeMap<String, (String, Mutex<'j>)>,
+    /// By place and key. Each place has one connection.
+    all: BTreeMap<(PathBuf, Key), Mutex<'j>>,
 }
 
 /// The requested locks or keys, and the first error of those that cannot be read.
@@ -67,16 +68,19 @@ struct Report<'a> {
 
 impl<'j> Looks<'j> {
     fn at(&mut self, location: &Location) -> Result<&mut Mutex<'j>, Error> {
-        let (name, place) = (location.printable(), location.shown_place());
-        if !self.all.contains_key(&name) {
-            let same = self.all.values().find(|(other, _)| *other == place);
-            let register = match same {
-                Some((_, mutex)) => mutex.register.sibling(location),
-                None => Register::open(location)?,
-            };
-            self.all.insert(name.clone(), (place, Mutex::new(register, self.judge)));
-        }
-        Ok(&mut self.all.get_mut(&name).expect("it was inserted").1)
+        let place = match location {
+            Location::File(directory, _) => directory.clone(),
+            Location::Store(settings, _) => settings.url.rest.clone().into(),
+        };
+        let same = self.all.iter().find(|((other, _), _)| *other == place);
+        let same = same.map(|(_, mutex)| mutex.register.sibling(location));
+        Ok(match self.all.entry((place, location.key().clone())) {
+            Entry::Occupied(kept) => kept.into_mut(),
+            Entry::Vacant(new) => {
+                let register = same.map_or_else(|| Register::open(location), Ok)?;
+                new.insert(Mutex::new(register, self.judge))
+            }
+        })
     }
 }
 

@@ -38,6 +38,7 @@ use crate::sys::identity::HostIdentity;
 use crate::sys::local_time::short;
 use crate::sys::poll;
 use crate::sys::process::{Process, running};
+use crate::sys::random::random_token;
 use crate::sys::text;
 
 const NOTIFYING: Duration = Duration::from_secs(60);
@@ -45,14 +46,14 @@ const NOTIFYING: Duration = Duration::from_secs(60);
 /// Ends the last line of a command's output, unless it is complete.
 const END_OF_LINE: &[u8] = b"\0\n";
 
-/// Ends the output of a task; what follows is of processes that outlive it.
-const END: &[u8] = b"\0\0\n";
-
 /// The longest part of a line that is written at a time.
 const MAX_LINE: u64 = 8 * 1024;
 
 /// How long to wait for output of processes that outlive a task.
 const LINGERING: Duration = Duration::from_secs(1);
+
+/// How long to wait for a reader that does not read: the task holds a job meanwhile.
+const UNREAD: Duration = Duration::from_secs(60);
 
 /// Acts as a runner, if this process was started as one.
 pub fn help() -> Option<ExitCode> {
@@ -207,9 +208,27 @@ impl Work {
     }
 }
 
+/// How much of a part of a line to write now: what is cut, a character or the last line of all
+/// (`last` bytes from its zero on), goes on in the next part.
+fn complete(part: &[u8], last: usize) -> usize {
+    if part.ends_with(b"\n") || (part.len() as u64) < MAX_LINE {
+        return part.len();
+    }
+    let from = part.len() - last;
+    match (part[from..].iter().rposition(|byte| *byte == 0), str::from_utf8(part)) {
+        (Some(zero), _) => from + zero,
+        (None, Err(cut)) if cut.error_len().is_none() => cut.valid_up_to(),
+        _ => part.len(),
+    }
+}
+
 /// Takes the place of stdout and stderr, and writes each line to stdout with the task's name.
 pub struct Relay {
     output: io::PipeWriter,
+    /// Ends the output of a task, which cannot know it; what follows is of processes that outlive
+    /// the task.
+    end: Vec<u8>,
+    /// Hears of that line, and of the end of the pipe.
     done: mpsc::Receiver<()>,
     before: (OwnedFd, OwnedFd),
 }
@@ -222,20 +241,14 @@ impl Relay {
         let before = (stdout, io::stderr().as_fd().try_clone_to_owned()?);
         let mut to = io::PipeWriter::from(before.0.try_clone()?);
         let (sender, done) = mpsc::channel();
-        let name = task.to_owned();
+        let end = format!("\0{}\n", random_token()?).into_bytes();
+        let (name, last) = (task.to_owned(), end.clone());
         thread::Builder::new().spawn(move || {
             let (mut lines, mut line) = (BufReader::new(lines), Vec::new());
             // The loop ends with the processes that may write.
             while let Ok(1..) = lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
-                // A character that was cut goes on in the next part.
-                let end = match str::from_utf8(&line) {
-                    Err(cut) if cut.error_len().is_none() && line.len() as u64 >= MAX_LINE => {
-                        cut.valid_up_to()
-                    }
-                    _ => line.len(),
-                };
-                let rest = line.split_off(end);
-                let ends = [END, END_OF_LINE, b"\n"];
+                let rest = line.split_off(complete(&line, last.len()));
+                let ends = [&last, END_OF_LINE, b"\n"];
                 let part = ends.iter().find_map(|end| line.strip_suffix(*end)).unwrap_or(&line);
                 let text = String::from_utf8_lossy(part);
                 let whole = match &slot {
@@ -246,11 +259,11 @@ impl Relay {
                     }
                     None => format!("{name} | {text}"),
                 };
-                if line != END_OF_LINE && line != END {
+                if line != END_OF_LINE && line != last {
                     // Unread output blocks a task. Without a reader, the task goes on.
                     let _ = to.write_all((whole + "\n").as_bytes());
                 }
-                if line.ends_with(END) {
+                if line.ends_with(&last) {
                     let _ = sender.send(());
                 }
                 line = rest;
@@ -259,7 +272,7 @@ impl Relay {
         })?;
         dup2_stdout(&output)?;
         dup2_stderr(&output)?;
-        Ok(Self { output, done, before })
+        Ok(Self { output, end, done, before })
     }
 
     /// Begins a new line for what comes after the output of the command.
@@ -268,12 +281,13 @@ impl Relay {
     }
 
     /// Waits until all that the task has written is read.
-    pub fn end(mut self) {
-        let _ = dup2_stdout(&self.before.0).and_then(|_| dup2_stderr(&self.before.1));
-        let _ = self.output.write_all(END);
-        drop(self.output);
-        if self.done.recv().is_ok() {
-            let _ = self.done.recv_timeout(LINGERING);
+    pub fn end(self) {
+        let Self { mut output, end, done, before } = self;
+        let _ = dup2_stdout(&before.0).and_then(|_| dup2_stderr(&before.1));
+        // The pipe may be full.
+        thread::spawn(move || output.write_all(&end));
+        if done.recv_timeout(UNREAD).is_ok() {
+            let _ = done.recv_timeout(LINGERING);
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::record::owner::Owner;
 use crate::record::run::Run;
 use crate::record::{Entry, Outcome};
 use crate::store;
+use crate::sys::clock::since_1970;
 use crate::sys::poll::is_readable;
 use crate::sys::text;
 
@@ -48,7 +49,7 @@ impl<'a> Node<'a> {
     ) -> Result<(), store::Error> {
         let mut work = self.store.work(name, &task.definition, claim, last);
         work.is_json = self.is_json;
-        if self.is_full(task, &work, now) {
+        if self.is_full(task, &work) {
             return Ok(());
         }
         (task.due_at, task.check_at, task.last_claim) = (now, u64::MAX, Some(claim));
@@ -96,7 +97,7 @@ impl<'a> Node<'a> {
     }
 
     /// Whether the limit of a task has no room, as far as that is known. Then its tasks wait.
-    fn is_full(&mut self, task: &Tracked<'a>, work: &Work, now: u64) -> bool {
+    fn is_full(&mut self, task: &Tracked<'a>, work: &Work) -> bool {
         let (Some((limit, _)), Some(limited)) = (&task.definition.limit, &work.limited) else {
             return false;
         };
@@ -112,7 +113,7 @@ impl<'a> Node<'a> {
         let own = self.tasks.values().filter(is_own).count();
         let is_full = own >= limited.slots.get() as usize || limited.is_full(lock);
         if is_full {
-            *full_until = now + FULL;
+            *full_until = since_1970().saturating_add_signed(self.offset) + FULL;
         }
         is_full
     }
